@@ -1,0 +1,1 @@
+"""What the assigners are tried on: box sets, scenes, workloads, real labels and pinned counterexamples."""

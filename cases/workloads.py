@@ -1,0 +1,128 @@
+"""Workloads by name: the case sizes that are timed. Each is a row of data with a fixed seed."""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from cases.case import Case
+from cases.frame import TRAINING_SIZE
+from cases.labels import LabelImage, LabelSet
+
+CLASSES = 80
+#: Workloads show a detector on its way: some anchors are right, some are not.
+STAGE = "mid"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A named case size: `counts` ground truths an image, the least and largest of their `sides` in pixels, a
+    seed, the operations it applies to, and why it is measured (`summary`). Images have 640 x 640 pixels and 80 classes.
+    """
+
+    name: str
+    counts: tuple[int, ...]
+    sides: tuple[int, int]
+    seed: int
+    operations: tuple[str, ...]
+    summary: str
+
+
+#: Ordinary counts of COCO: mean 7, half of the images with 4 or fewer, one crowded image that pads the batch.
+_COCO_COUNTS = (7, 2, 4, 1, 14, 3, 8, 2, 1, 21, 5, 3, 2, 10, 1, 28)
+
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload(
+            "coco-b1",
+            (7,),
+            (12, 400),
+            1,
+            ("tal", "simota", "hungarian"),
+            "one image of 7 boxes: nobody may lose at batch 1",
+        ),
+        Workload(
+            "coco-b16",
+            _COCO_COUNTS,
+            (12, 400),
+            2,
+            ("tal", "simota"),
+            "16 images of 1 to 28 boxes, 7 on average: ordinary training",
+        ),
+        Workload(
+            "crowd-b16",
+            (100,) * 16,
+            (8, 160),
+            3,
+            ("tal", "simota"),
+            "16 images of 100 boxes: memory against boxes an image",
+        ),
+        Workload(
+            "dense-b4",
+            (1000, 5, 5, 5),
+            (6, 48),
+            4,
+            ("tal", "simota"),
+            "1000 boxes in one image, 5 in the other 3: one image pads the batch",
+        ),
+        Workload(
+            "detr-b16",
+            tuple(100 * (image + 1) // 16 for image in range(16)),
+            (12, 400),
+            5,
+            ("hungarian",),
+            "16 images of 300 queries and 6 to 100 targets",
+        ),
+    )
+}
+
+
+def workload_images(workload: Workload) -> tuple[LabelImage, ...]:
+    """The images of a workload: log-uniform sides, a third of the labels of class 0 (people)."""
+    rng = np.random.default_rng(workload.seed)
+    images = []
+    for position, count in enumerate(workload.counts):
+        sides = np.exp(rng.uniform(*np.log(workload.sides), (count, 2)))
+        near = rng.uniform(0, 1, (count, 2)) * (TRAINING_SIZE - sides)
+        classes = rng.integers(0, CLASSES, count) * (rng.random(count) > 1 / 3)
+        boxes = torch.from_numpy(np.concatenate([near, near + sides], axis=1))
+        name = f"{workload.name}/{position}"
+        images.append(LabelImage(name, TRAINING_SIZE, TRAINING_SIZE, boxes, torch.from_numpy(classes), CLASSES))
+    return tuple(images)
+
+
+def workload_case(name: str, operation: str, dtype: str = "float32", **options: Any) -> Case:
+    """The case of workload `name` for `operation`; `options` are those of the operation's `from_labels`.
+
+    Raises ValueError for an unknown workload and for an operation that it does not apply to.
+    """
+    if name not in WORKLOADS:
+        raise ValueError(f"name: no workload {name!r}; there are {', '.join(WORKLOADS)}")
+    workload = WORKLOADS[name]
+    if operation not in workload.operations:
+        raise ValueError(f"operation: {name} is for {', '.join(workload.operations)}, not {operation!r}")
+    return _case(workload_images(workload), name, operation, workload.seed, dtype, options)
+
+
+def labels_case(labels: LabelSet, operation: str, dtype: str = "float32", batch: int = 16, **options: Any) -> Case:
+    """The workload "labels-b16" (or another batch): the first images of `labels`, repeated where few."""
+    images = [labels.images[position % len(labels.images)] for position in range(batch)]
+    return _case(images, f"labels-b{batch}", operation, 0, dtype, options)
+
+
+def _case(
+    images: Sequence[LabelImage],
+    name: str,
+    operation: str,
+    seed: int,
+    dtype: str,
+    options: dict[str, Any],
+) -> Case:
+    # Every operation has its module under its own name, so a new one needs no entry here.
+    module = importlib.import_module(f"cases.{operation}")
+    case = module.from_labels(images, STAGE, seed, dtype, **options)
+    return replace(case, origin=f"workload:{name}")

@@ -1,0 +1,1 @@
+"""Clean-room label assigners and losses for object detectors."""

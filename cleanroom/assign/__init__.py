@@ -1,0 +1,1 @@
+"""Label assigners: which anchor or query learns which ground truth."""

@@ -1,0 +1,284 @@
+"""Task-aligned assignment that looks only at (ground truth, anchor) pairs with the anchor inside: for the CPU.
+
+Valid ground-truth rows of all images stand in one list, sorted by image. Their pairs are taken in chunks, so that even
+boxes that cover the whole image keep memory bounded.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cleanroom.assign._tal_terms import (
+    Assignment,
+    Rules,
+    Scene,
+    candidate_corners,
+    class_index,
+    gt_terms,
+    inside,
+    weigh,
+)
+from cleanroom.boxes import BoxTerms
+
+# Pairs looked at together, but for a row that has more on its own: small enough for the caches of a CPU.
+CHUNK_PAIRS = 1 << 16
+# Entries of the tables (rows, distinct coordinates) that find those pairs.
+CHUNK_TABLE = 1 << 19
+LOW_HALF = (1 << 32) - 1
+
+
+class Grid(NamedTuple):
+    """Anchors sorted by line (equal y) and, within a line, by x: those inside a box are one stretch a line."""
+
+    xs: Tensor  # (X,) ascending distinct coordinates
+    ys: Tensor  # (Y,)
+    order: Tensor  # (A,) anchors in that order
+    place: Tensor  # (A,) of each in that order: line * X + rank of x, ascending
+
+    @classmethod
+    def of(cls, points: Tensor) -> "Grid":
+        """Sort points (A, 2)."""
+        xs, rank_x = points[:, 0].unique(return_inverse=True)
+        ys, rank_y = points[:, 1].unique(return_inverse=True)
+        place, order = (rank_y * len(xs) + rank_x).sort()
+        return cls(xs, ys, order, place)
+
+
+class Rows(NamedTuple):
+    """The valid ground truths, R of them; all (R,)."""
+
+    image: Tensor  # ascending
+    index: Tensor  # within the image
+    terms: BoxTerms
+    edges: tuple[Tensor, Tensor, Tensor, Tensor]  # left, top, right, bottom of the candidate region
+    label: Tensor  # as given
+    column: Tensor  # of the scores
+
+
+class Pairs(NamedTuple):
+    """Candidate pairs with a usable metric; all (P,)."""
+
+    row: Tensor  # position in Rows
+    anchor: Tensor
+    overlap: Tensor
+    metric: Tensor
+
+    def at(self, index: Tensor) -> "Pairs":
+        """Pairs at the given positions."""
+        return Pairs(*(part.index_select(0, index) for part in self))
+
+    def where(self, mask: Tensor) -> "Pairs":
+        """Pairs whose mask is true."""
+        return self.at(_positions(mask))
+
+
+def assign_sparse(scene: Scene, rules: Rules) -> Assignment:
+    """Assign with shapes that depend on values; decides as `assign_static` does.
+
+    Raises:
+        IndexError: the label of a row that contains an anchor is not one of the C classes.
+    """
+    batch, anchors, _ = scene.scores.shape
+    result = Assignment(
+        torch.zeros(batch, anchors, dtype=torch.bool),
+        torch.zeros(batch, anchors, dtype=torch.int64),
+        torch.zeros(batch, anchors, dtype=torch.promote_types(scene.scores.dtype, scene.predictions.area.dtype)),
+    )
+    rows = _valid_rows(scene, rules)
+    total = len(rows.image)
+    if total == 0:
+        return result
+
+    chunks = []
+    for row, anchor in _candidates(Grid.of(scene.points), rows):
+        pairs = _weighed(scene, rows, row, anchor, rules)
+        chunks.append(pairs.at(_largest(pairs, rules.topk, total)))
+    if not chunks:
+        return result
+    owned = _resolved(scene, rows, _joined(chunks), rules)
+    if rules.topk2 != rules.topk:
+        owned = owned.at(owned.row.argsort())
+        owned = owned.at(_largest(owned, rules.topk2, total))
+
+    best_metric = owned.metric.new_zeros(total).scatter_reduce_(0, owned.row, owned.metric, "amax")
+    best_overlap = owned.overlap.new_zeros(total).scatter_reduce_(0, owned.row, owned.overlap, "amax")
+    place = _place(scene, rows, owned)
+    score = owned.metric * best_overlap[owned.row] / (best_metric[owned.row] + rules.eps)
+    result.foreground.view(-1)[place] = True
+    result.gt_index.view(-1)[place] = rows.index[owned.row]
+    result.score.view(-1)[place] = torch.where(owned.metric > 0, score, 0)
+    return result
+
+
+def _valid_rows(scene: Scene, rules: Rules) -> Rows:
+    image, index = scene.valid.nonzero(as_tuple=True)
+    label = scene.labels[image, index]
+    return Rows(
+        image,
+        index,
+        gt_terms(scene).map(lambda term: term[image, index]),
+        candidate_corners(scene.boxes[image, index], rules),
+        label,
+        class_index(label, scene.scores.shape[2]),
+    )
+
+
+def _candidates(grid: Grid, rows: Rows) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows (ascending) and anchors of all pairs with the anchor inside, chunk by chunk, rows never divided."""
+    step = max(1, CHUNK_TABLE // (len(grid.xs) + len(grid.ys)))
+    for start in range(0, len(rows.image), step):
+        left, top, right, bottom = (edge[start : start + step, None] for edge in rows.edges)
+        columns = inside(grid.xs, left, right)
+        width, first = columns.sum(1), columns.byte().argmax(1)
+        row, line = (inside(grid.ys, top, bottom) & (width > 0)[:, None]).nonzero(as_tuple=True)
+        begin = line * len(grid.xs) + first[row]
+        low = torch.searchsorted(grid.place, begin)
+        length = torch.searchsorted(grid.place, begin + width[row]).sub_(low)
+        row += start
+        for part in _row_groups(row, length):
+            stretch, position = _stretches(low[part], length[part])
+            yield row[part].index_select(0, stretch), grid.order.index_select(0, position)
+
+
+def _row_groups(row: Tensor, weight: Tensor) -> Iterator[slice]:
+    """Slices of an ascending `row` that end where a row ends, and weigh about CHUNK_PAIRS."""
+    row_ends = _positions(torch.cat((row[1:] != row[:-1], row.new_ones(min(1, len(row)), dtype=torch.bool)))) + 1
+    group = weight.cumsum(0)[row_ends - 1] // CHUNK_PAIRS
+    last = torch.cat((group[1:] != group[:-1], group.new_ones(min(1, len(group)), dtype=torch.bool)))
+    start = 0
+    for end in row_ends[last].tolist():
+        yield slice(start, end)
+        start = end
+
+
+def _stretches(start: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+    """The integers of the ranges start[i] ... start[i] + length[i] - 1 one after the other; first their i."""
+    which = torch.repeat_interleave(length)
+    shift = start - (length.cumsum(0) - length)
+    return which, shift.index_select(0, which).add_(torch.arange(len(which)))
+
+
+def _positions(mask: Tensor) -> Tensor:
+    return mask.nonzero()[:, 0]
+
+
+def _place(scene: Scene, rows: Rows, pairs: Pairs) -> Tensor:
+    """Position of the pairs' anchors in a flat (B * A) tensor."""
+    return rows.image.index_select(0, pairs.row) * scene.scores.shape[1] + pairs.anchor
+
+
+def _weighed(scene: Scene, rows: Rows, row: Tensor, anchor: Tensor, rules: Rules) -> Pairs:
+    """Overlap and metric of the given pairs, those without a usable metric left out."""
+    _, anchors, classes = scene.scores.shape
+    bad = (rows.column < 0) | (rows.column >= classes)
+    if bad.any() and bad[row].any():
+        label = rows.label[row[bad[row]][0]]
+        raise IndexError(f"gt_labels: {label} of a row that contains an anchor is outside [-{classes}, {classes})")
+    image = rows.image.index_select(0, row)
+    place = image * anchors + anchor
+    overlap, metric, usable = weigh(
+        rows.terms.map(lambda term: term.index_select(0, row)),
+        scene.predictions.map(lambda term: term.view(-1).index_select(0, place)),
+        _scores_at(scene.scores, image, anchor, rows.column.index_select(0, row)),
+        rules,
+    )
+    pairs = Pairs(row, anchor, overlap, metric)
+    return pairs if usable.all() else pairs.where(usable)
+
+
+def _scores_at(scores: Tensor, image: Tensor, anchor: Tensor, column: Tensor) -> Tensor:
+    """Elements of (B, A, C) scores of any layout; as a flat selection, several times faster than by three indices."""
+    per_image, per_anchor, per_class = scores.stride()
+    span = 1 + sum((size - 1) * stride for size, stride in zip(scores.shape, scores.stride(), strict=True))
+    flat = scores.as_strided((span,), (1,))
+    return flat.index_select(0, image.mul_(per_image).add_(anchor * per_anchor).add_(column.mul_(per_class)))
+
+
+def _joined(parts: list[Pairs]) -> Pairs:
+    return parts[0] if len(parts) == 1 else Pairs(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _largest(pairs: Pairs, count: int, rows: int) -> Tensor:
+    """Positions of pairs among the `count` largest metrics of their row over all anchors, lowest anchor first.
+
+    Pairs are sorted by row. Anchors without a pair count as zeros: they are ranked, but not returned.
+    """
+    positive = _positions(pairs.metric > 0)
+    row = pairs.row.index_select(0, positive)
+    tally = row.bincount(minlength=rows)
+    chosen = [positive[(tally <= count)[row]]]
+    crowded = _positions(tally > count)
+    if len(crowded):
+        keys = _keys(pairs.metric.index_select(0, positive), pairs.anchor.index_select(0, positive))
+        begin = tally.cumsum(0) - tally
+        # Rows whose lengths have as many bits share one rectangle, at most twice as wide as any of them.
+        bits = tally[crowded].double().frexp().exponent
+        for size in bits.unique():
+            members = crowded[bits == size]
+            lengths = tally[members, None]
+            column = torch.arange(int(lengths.max()))
+            slots = (begin[members, None] + column).clamp_(max=len(keys) - 1)
+            rectangle = keys.index_select(0, slots.view(-1)).view_as(slots).masked_fill_(column >= lengths, -1)
+            best = rectangle.topk(count, dim=1, sorted=False).indices
+            chosen.append(positive[slots.gather(1, best).view(-1)])
+    chosen.append(_filling(pairs, count, tally))
+    return torch.cat(chosen)
+
+
+def _keys(metric: Tensor, anchor: Tensor) -> Tensor:
+    """Integers in the order of metric, then of the lowest anchor; positive metrics."""
+    # The bits of positive floats are ordered as they are; where 32 of them are not enough, ranks are.
+    bits = metric.dtype == torch.float32
+    order = metric.view(torch.int32).long() if bits else metric.unique(return_inverse=True)[1]
+    return order.bitwise_left_shift_(32).add_(LOW_HALF).sub_(anchor)
+
+
+def _filling(pairs: Pairs, count: int, positives: Tensor) -> Tensor:
+    """Positions of the pairs of metric zero that fill up rows with fewer than `count` positive ones.
+
+    All anchors of the image that are not positive tie at zero, and the lowest of them are taken: so only the first
+    `count` anchors matter.
+    """
+    near = _positions(pairs.anchor < count)
+    near = near[(positives < count)[pairs.row[near]]]
+    zero = pairs.metric[near] == 0
+    if not zero.any():
+        return near[:0]
+    needy, row = pairs.row[near].unique(return_inverse=True)
+    anchor = pairs.anchor[near]
+    zeros = torch.ones(len(needy), count, dtype=torch.int32)
+    zeros[row[~zero], anchor[~zero]] = 0
+    rank = zeros.cumsum(1)[row, anchor]
+    return near[zero & (rank <= (count - positives)[needy][row])]
+
+
+def _resolved(scene: Scene, rows: Rows, proposals: Pairs, rules: Rules) -> Pairs:
+    """Give every anchor that several rows propose to the row containing it with the largest overlap, lowest first."""
+    batch, anchors, _ = scene.scores.shape
+    place = _place(scene, rows, proposals)
+    proposers = place.bincount(minlength=batch * anchors)
+    contested = _positions(proposers > 1)
+    if len(contested) == 0:
+        return proposals
+    settled = [proposals.where(proposers[place] == 1)]
+    rivals = rows.image.bincount(minlength=batch)
+    first = rivals.cumsum(0) - rivals
+    best = scene.predictions.area.new_full((batch * anchors,), -1)
+    winner = torch.full((batch * anchors,), len(rows.image))
+    for part in contested.split(max(1, CHUNK_PAIRS // int(rivals.max()))):
+        image = part // anchors
+        which, row = _stretches(first[image], rivals[image])
+        anchor = (part % anchors).index_select(0, which)
+        x, y = scene.points.index_select(0, anchor).unbind(1)
+        left, top, right, bottom = (edge.index_select(0, row) for edge in rows.edges)
+        contained = _positions(inside(x, left, right) & inside(y, top, bottom))
+        pairs = _weighed(scene, rows, row[contained], anchor[contained], rules)
+        place = _place(scene, rows, pairs)
+        best.scatter_reduce_(0, place, pairs.overlap, "amax")
+        equals = _positions(pairs.overlap == best[place])
+        pairs, place = pairs.at(equals), place[equals]
+        winner.scatter_reduce_(0, place, pairs.row, "amin")
+        settled.append(pairs.where(pairs.row == winner[place]))
+    return _joined(settled)

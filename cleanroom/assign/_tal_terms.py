@@ -1,0 +1,120 @@
+"""What both paths of the task-aligned assigner share: its rules, who is a candidate, and what a pair is worth."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cleanroom.boxes import BoxTerms, box_terms, complete_iou
+
+# A point must lie further inside than this (pixels). Not the `eps` setting, which only guards a division.
+EDGE = 1e-9
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Settings of the assigner that both paths read."""
+
+    topk: int
+    topk2: int
+    alpha: float
+    beta: float
+    eps: float
+    small_below: float  # pixels; sides strictly below it count as `small_side` for membership; 0: no rule
+    small_side: float
+    edge_round_trip: bool
+    ciou_alpha: str
+
+
+class Scene(NamedTuple):
+    """Checked inputs: B images, A anchors, n ground-truth rows, C classes."""
+
+    scores: Tensor  # (B, A, C)
+    predictions: BoxTerms  # (B, A) each, float32 at least
+    points: Tensor  # (A, 2)
+    labels: Tensor  # (B, n) int64, may be negative or too large
+    boxes: Tensor  # (B, n, 4)
+    valid: Tensor  # (B, n) bool
+
+
+class Assignment(NamedTuple):
+    """Who learns what: per anchor (B, A)."""
+
+    foreground: Tensor  # bool
+    gt_index: Tensor  # int64, 0 for background
+    score: Tensor  # 0 for background
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which values given in `dtype` are computed with."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def gt_terms(scene: Scene) -> BoxTerms:
+    """Terms of the ground truths, (B, n) each, in the dtype of the predictions'."""
+    return box_terms(scene.boxes.to(scene.predictions.area.dtype))
+
+
+def candidate_corners(boxes: Tensor, rules: Rules) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Left, top, right and bottom of the regions whose inner points are candidates; boxes (..., 4), their dtype.
+
+    Boxes go to centre form and back even where nothing is enlarged, as upstream's do: it moves edges by a rounding.
+    """
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    if not rules.edge_round_trip:
+        return x1, y1, x2, y2
+    low, high = [], []
+    for start, stop in ((x1, x2), (y1, y2)):
+        centre, side = (start + stop) / 2, stop - start
+        half = torch.where(side < rules.small_below, rules.small_side, side) / 2
+        low.append(centre - half)
+        high.append(centre + half)
+    return low[0], low[1], high[0], high[1]
+
+
+def inside(points: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Strictly between two edges, along one axis; broadcasts."""
+    return (points - low > EDGE) & (high - points > EDGE)
+
+
+def class_index(labels: Tensor, classes: int) -> Tensor:
+    """Where a label's score stands: a negative label counts from the end, as an index does."""
+    return torch.where(labels < 0, labels + classes, labels)
+
+
+def power(base: Tensor, exponent: float) -> Tensor:
+    """`base ** exponent` whose bits depend on the value alone.
+
+    torch.pow on the CPU gives other last bits in the tail of a tensor than in its vectorised body, so equal pairs
+    would differ by where they lie. Roots and products are exact in that respect; other exponents of float32 go
+    through float64, whose last bits do not survive the rounding.
+    """
+    if exponent == 1:
+        return base
+    if exponent == 0.5:
+        return base.sqrt()
+    wide = base.double()
+    if exponent not in range(17):
+        return wide.pow(exponent).to(base.dtype)
+    result = None
+    for bit in reversed(range(int(exponent).bit_length())):
+        if result is None:
+            result = wide
+            continue
+        result = result * result
+        if int(exponent) >> bit & 1:
+            result *= wide
+    return torch.ones_like(base) if result is None else result.to(base.dtype)
+
+
+def weigh(gt: BoxTerms, prediction: BoxTerms, score: Tensor, rules: Rules) -> tuple[Tensor, Tensor, Tensor]:
+    """Overlap, metric and whether they can be used, of broadcastable pairs.
+
+    A metric that is NaN, infinite or negative (a prediction or score is) is never chosen.
+    """
+    overlap = complete_iou(gt, prediction, rules.ciou_alpha).clamp_(min=0)
+    score = score.to(at_least_float32(score.dtype))
+    metric = power(score, rules.alpha) * power(overlap, rules.beta)
+    usable = (metric >= 0) & (metric < torch.inf) & (overlap < torch.inf)
+    return overlap, metric, usable

@@ -1,0 +1,272 @@
+"""Task-aligned assigner (TOOD, Feng et al., 2021) as in YOLOv8 and later.
+
+Every ground truth proposes the anchors inside it with the largest metric ``score ** alpha * CIoU ** beta``; an anchor
+proposed more than once goes to the ground truth it overlaps most; scores are normalised per ground truth.
+Specification: task_aligned.md, sections 1 to 8 and 12.
+
+Two paths decide alike, bit for bit. "sparse" enumerates the anchors inside boxes and suits the CPU; "static" has
+shapes that do not depend on values, and never makes the host wait for the device.
+
+Choices where the specification leaves one:
+
+- Equal metrics: lowest anchor first, zeros included. Equal overlaps: the lowest row *that contains the anchor*.
+- A pair whose overlap or metric is NaN, infinite or negative is never chosen; its image stays finite (known
+  divergence: upstream's scores of the whole image become NaN).
+- float16 and bfloat16 are computed with in float32, so that no image turns NaN (known divergence); only membership
+  is decided in the dtype of the boxes, where the edges are.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cleanroom.assign._tal_sparse import assign_sparse
+from cleanroom.assign._tal_static import assign_static
+from cleanroom.assign._tal_terms import Rules, Scene, at_least_float32
+from cleanroom.boxes import CIOU_ALPHAS, box_terms
+from cleanroom.paths import take_sparse_path
+
+SMALL_BOX_RULES = ("off", "first_stride", "min_side")
+DEFAULT_STRIDE = (8, 16, 32)
+
+
+class TaskAlignedResult(NamedTuple):
+    """What every anchor learns. Background anchors carry label and box of row 0 of their image, index and score 0."""
+
+    labels: Tensor  # (B, A) int64
+    boxes: Tensor  # (B, A, 4) xyxy pixels, dtype of gt_bboxes
+    scores: Tensor  # (B, A) target score of the anchor's label, promoted dtype of scores, boxes and ground truths
+    foreground: Tensor  # (B, A) bool
+    gt_index: Tensor  # (B, A) int64, row within the image
+
+
+@torch.no_grad()
+def task_aligned_assign(
+    pd_scores: Tensor,
+    pd_bboxes: Tensor,
+    anc_points: Tensor,
+    gt_labels: Tensor,
+    gt_bboxes: Tensor,
+    mask_gt: Tensor,
+    *,
+    topk: int = 13,
+    topk2: int | None = None,
+    alpha: float = 1.0,
+    beta: float = 6.0,
+    stride: Sequence[float] | None = None,
+    eps: float = 1e-9,
+    small_box: str = "min_side",
+    edge_round_trip: bool = True,
+    ciou_alpha: str = "stable",
+    path: str = "auto",
+) -> TaskAlignedResult:
+    """Assign ground truths to anchors; nothing of size B x A x C or B x n x A is built.
+
+    Args:
+        pd_scores: (B, A, C) class probabilities.
+        pd_bboxes: (B, A, 4) predicted xyxy, pixels; a dtype at least as wide as that of `gt_bboxes`.
+        anc_points: (A, 2) anchor centres, pixels.
+        gt_labels: (B, n, 1) classes, any real dtype, truncated to integers; -C ... -1 read the score of class
+            C + label and are written as class 0.
+        gt_bboxes: (B, n, 4) xyxy, pixels.
+        mask_gt: (B, n, 1) non-zero where the row is a ground truth.
+        topk: anchors that each ground truth proposes, at most A.
+        topk2: anchors that each ground truth keeps after conflicts, at most A; None or 0: `topk`, no second selection.
+        alpha, beta: exponents of score and overlap.
+        stride: strides of the levels, default (8, 16, 32); read by `small_box` only.
+        eps: guards the division in the normalisation of scores.
+        small_box: which sides are enlarged for membership: "min_side" those below the second stride (the first if
+            single) to it (8.4.128 on), "first_stride" those below the first to the second (8.4.0 to 8.4.127), "off".
+        edge_round_trip: corners take the way to centre form and back (8.4.0 on); needed by `small_box`.
+        ciou_alpha: "stable" (8.4.144 on) or "legacy".
+        path: "auto", "sparse" or "static".
+
+    Raises:
+        ValueError: a shape or setting is wrong, `topk` or `topk2` exceed A.
+        TypeError: a dtype is wrong.
+        IndexError: `stride` is empty; there are no anchors; the label of a row that contains an anchor is outside
+            [-C, C). On the static path the last is a RuntimeError, raised by the device itself.
+    """
+    _check(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt)
+    small_below, small_side = _small_box(small_box, stride)
+    if small_below and not edge_round_trip:
+        raise ValueError(f"edge_round_trip must be True where small_box is not 'off', got small_box {small_box!r}")
+    if ciou_alpha not in CIOU_ALPHAS:
+        raise ValueError(f"ciou_alpha must be one of {CIOU_ALPHAS}, got {ciou_alpha!r}")
+    sparse = take_sparse_path(path, pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt)
+    batch, anchors, _ = pd_scores.shape
+    rows = gt_bboxes.shape[1]
+    if rows == 0:
+        return _without_ground_truths(pd_scores, pd_bboxes, gt_bboxes)
+
+    rules = Rules(
+        _count("topk", topk, anchors),
+        _count("topk2", topk2 or topk, anchors),
+        alpha,
+        beta,
+        eps,
+        small_below,
+        small_side,
+        edge_round_trip,
+        ciou_alpha,
+    )
+    labels = gt_labels[..., 0].long()
+    scene = Scene(
+        pd_scores,
+        box_terms(pd_bboxes.to(at_least_float32(pd_bboxes.dtype))),
+        anc_points,
+        labels,
+        gt_bboxes,
+        mask_gt[..., 0] != 0,
+    )
+    assignment = (assign_sparse if sparse else assign_static)(scene, rules)
+    offset = torch.arange(0, batch * rows, rows, device=labels.device)[:, None]
+    place = (assignment.gt_index + offset).flatten()
+    return TaskAlignedResult(
+        labels.clamp(min=0).flatten().index_select(0, place).view(batch, anchors),
+        gt_bboxes.flatten(0, 1).index_select(0, place).view(batch, anchors, 4),
+        assignment.score.to(_score_dtype(pd_scores, pd_bboxes, gt_bboxes)),
+        assignment.foreground,
+        assignment.gt_index,
+    )
+
+
+class TaskAlignedAssigner(nn.Module):
+    """Drop-in for ``ultralytics.utils.tal.TaskAlignedAssigner``: its constructor, its call, its five outputs.
+
+    The settings behind ``*`` are this library's: see `task_aligned_assign`, which is what a loss that needs no dense
+    (B, A, num_classes) target calls.
+    """
+
+    def __init__(
+        self,
+        topk: int = 13,
+        num_classes: int = 80,
+        alpha: float = 1.0,
+        beta: float = 6.0,
+        stride: Sequence[float] | None = None,
+        eps: float = 1e-9,
+        topk2: int | None = None,
+        *,
+        small_box: str = "min_side",
+        edge_round_trip: bool = True,
+        ciou_alpha: str = "stable",
+        path: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.settings = {
+            "topk": topk,
+            "topk2": topk2,
+            "alpha": alpha,
+            "beta": beta,
+            "stride": stride,
+            "eps": eps,
+            "small_box": small_box,
+            "edge_round_trip": edge_round_trip,
+            "ciou_alpha": ciou_alpha,
+            "path": path,
+        }
+        _small_box(small_box, stride)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        pd_scores: Tensor,
+        pd_bboxes: Tensor,
+        anc_points: Tensor,
+        gt_labels: Tensor,
+        gt_bboxes: Tensor,
+        mask_gt: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Assign; arguments and errors as in `task_aligned_assign`.
+
+        Returns:
+            target_labels (B, A) int64, target_bboxes (B, A, 4), target_scores (B, A, num_classes) with at most one
+            non-zero an anchor, fg_mask (B, A) bool, target_gt_idx (B, A) int64. With no ground truths at all (n = 0)
+            labels are num_classes and labels and indices have the dtype of the scores, as upstream's.
+
+        Raises:
+            IndexError: also where a label that an anchor carries is not below num_classes (on the static path a
+                RuntimeError).
+        """
+        result = task_aligned_assign(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt, **self.settings)
+        if gt_bboxes.shape[1] == 0:
+            labels = torch.full_like(result.scores, self.num_classes, dtype=pd_scores.dtype)
+            boxes, scores = torch.zeros_like(pd_bboxes), torch.zeros_like(pd_scores)
+            return labels, boxes, scores, result.foreground, torch.zeros_like(labels)
+        if take_sparse_path(self.settings["path"], result.labels) and (result.labels >= self.num_classes).any():
+            raise IndexError(f"gt_labels: {int(result.labels.max())} is not below num_classes, {self.num_classes}")
+        scores = result.scores.new_zeros(*result.labels.shape, self.num_classes)
+        scores.scatter_(2, result.labels[..., None], result.scores[..., None])
+        return result.labels, result.boxes, scores, result.foreground, result.gt_index
+
+
+def _score_dtype(*tensors: Tensor) -> torch.dtype:
+    return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+
+
+def _without_ground_truths(pd_scores: Tensor, pd_bboxes: Tensor, gt_bboxes: Tensor) -> TaskAlignedResult:
+    index = torch.zeros_like(pd_scores[..., 0], dtype=torch.int64)
+    return TaskAlignedResult(
+        labels=index,
+        boxes=torch.zeros_like(pd_bboxes, dtype=gt_bboxes.dtype),
+        scores=torch.zeros_like(index, dtype=_score_dtype(pd_scores, pd_bboxes, gt_bboxes)),
+        foreground=torch.zeros_like(index, dtype=torch.bool),
+        gt_index=index.clone(),
+    )
+
+
+def _small_box(rule: str, stride: Sequence[float] | None) -> tuple[float, float]:
+    """Sides strictly below the first number count as the second, pixels."""
+    if rule not in SMALL_BOX_RULES:
+        raise ValueError(f"small_box must be one of {SMALL_BOX_RULES}, got {rule!r}")
+    if rule == "off":
+        return 0.0, 0.0
+    stride = DEFAULT_STRIDE if stride is None else stride
+    if len(stride) == 0:
+        raise IndexError("stride is empty")
+    side = float(stride[1] if len(stride) > 1 else stride[0])
+    return (float(stride[0]) if rule == "first_stride" else side), side
+
+
+def _count(name: str, value: int, anchors: int) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if anchors == 0:
+        raise IndexError("anc_points is empty: there is nothing to assign to")
+    if not 0 <= value <= anchors:
+        raise ValueError(f"{name} must be between 0 and the number of anchors, {anchors}, got {value}")
+    return value
+
+
+def _check(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt) -> None:
+    """Shapes and dtypes, which need no look at values."""
+    if pd_scores.dim() != 3:
+        raise ValueError(f"pd_scores must be (B, A, C), got {tuple(pd_scores.shape)}")
+    batch, anchors, _ = pd_scores.shape
+    if gt_bboxes.dim() != 3:
+        raise ValueError(f"gt_bboxes must be (B, n, 4), got {tuple(gt_bboxes.shape)}")
+    rows = gt_bboxes.shape[1]
+    for name, tensor, shape in (
+        ("pd_bboxes", pd_bboxes, (batch, anchors, 4)),
+        ("anc_points", anc_points, (anchors, 2)),
+        ("gt_labels", gt_labels, (batch, rows, 1)),
+        ("gt_bboxes", gt_bboxes, (batch, rows, 4)),
+        ("mask_gt", mask_gt, (batch, rows, 1)),
+    ):
+        if tensor.shape != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+    for name, tensor in (
+        ("pd_scores", pd_scores),
+        ("pd_bboxes", pd_bboxes),
+        ("anc_points", anc_points),
+        ("gt_bboxes", gt_bboxes),
+    ):
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be floating, got {tensor.dtype}")
+    if torch.promote_types(pd_bboxes.dtype, gt_bboxes.dtype) != pd_bboxes.dtype:
+        raise TypeError(f"pd_bboxes ({pd_bboxes.dtype}) must be as wide as gt_bboxes ({gt_bboxes.dtype})")

@@ -1,0 +1,266 @@
+"""`python -m harness`: run, list, show, replay, report, gate, doctor. Exit codes as in `harness/gate.py`."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from harness.gate import HOLDS_ALL, INTERRUPTED, WRONG_REQUEST
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; errors of the request are one line on standard error and exit code 4."""
+    from cases.case import CaseError
+    from cases.labels import LabelError
+    from harness.operations import UnknownOperation
+    from harness.plan import RequestError
+    from harness.runfolder import RunFolderError
+    from reference import OracleError
+    from reference import RequestError as OracleRequestError
+    from reports import ReportError
+
+    arguments = _parser().parse_args(argv)
+    arguments.argv = sys.argv[1:] if argv is None else argv
+    try:
+        return arguments.command(arguments)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (
+        RequestError,
+        RunFolderError,
+        UnknownOperation,
+        CaseError,
+        LabelError,
+        OracleRequestError,
+        OracleError,
+        ReportError,
+    ) as error:
+        sys.stderr.write(f"harness: {error}\n")
+        return WRONG_REQUEST
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m harness", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(command=function)
+        return added
+
+    _run_options(command("run", _run, "draw cases, compare candidates with upstream, measure, report, gate"))
+    command("list", _list, "operations, oracles, workloads and profiles")
+    command("show", _show, "inputs, settings, outputs and calling convention of an operation").add_argument("op")
+    replay = command("replay", _replay, "judge one stored case again and print everything about it")
+    replay.add_argument("file", type=Path)
+    replay.add_argument("--oracles", metavar="LIST", help="oracles to ask (default: every pin that fits)")
+    replay.add_argument("--candidate", action="append", default=[], metavar="NAME=MODULE:ATTRIBUTE")
+    replay.add_argument("--device", default="cpu", metavar="cpu|cuda|auto")
+    replay.add_argument("--time-limit", type=_positive, default=60.0, metavar="SECONDS")
+    report = command("report", _report, "write report.html, junit.xml and summary.md of a run folder again")
+    report.add_argument("folder", type=Path)
+    gate = command("gate", _gate, "hold a finished run folder against the bars and exit with its code")
+    gate.add_argument("folder", type=Path)
+    command("doctor", _doctor, "versions, devices and oracles present")
+    return parser
+
+
+def _run_options(run: argparse.ArgumentParser) -> None:
+    run.add_argument("--ops", metavar="LIST", help="operations (default: all)")
+    run.add_argument("--oracles", metavar="LIST", help="pins such as yolox==0.3.0 (default: every default pin)")
+    run.add_argument(
+        "--oracle",
+        action="append",
+        default=[],
+        metavar="NAME=WHERE",
+        help="a local checkout (yolox=DIR) or the environment's version (ultralytics=installed); repeatable",
+    )
+    run.add_argument("--backends", metavar="LIST", help="built-in candidates (default: all; none with --candidate)")
+    run.add_argument(
+        "--candidate",
+        action="append",
+        default=[],
+        metavar="NAME=MODULE:ATTRIBUTE",
+        help="an implementation of your own; repeatable",
+    )
+    run.add_argument("--device", default="auto", metavar="cpu|cuda|auto")
+    run.add_argument("--dtypes", metavar="LIST", help="float32,float64,bfloat16,float16")
+    run.add_argument("--profile", default="quick", help="quick (default), ci or full")
+    run.add_argument("--examples", type=_count, metavar="N", help="cases an operation and oracle")
+    run.add_argument("--seed", type=int, metavar="N", help="seed of the generated cases (default 0; full: fresh)")
+    run.add_argument("--labels", metavar="PATH", help="COCO JSON or YOLO folder: real labels as cases and workload")
+    run.add_argument("--workloads", metavar="LIST", help="workloads to measure")
+    run.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/TIME)")
+    run.add_argument("--resume", type=Path, metavar="DIR", help="continue a run that was cut off")
+    run.add_argument("--workers", type=_count, metavar="N", help="worker processes for parity (default: cores)")
+    run.add_argument("--time-limit", type=_positive, default=30.0, metavar="SECONDS", help="for one case")
+    run.add_argument("--shrink-seconds", type=_count, metavar="N", help="spent on shrinking a kind of failure")
+    run.add_argument("--no-bench", action="store_true", help="no measurements")
+    run.add_argument("--no-parity", action="store_true", help="no cases, measurements only")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse ends with 2 on a wrong request; here 2 means interrupted."""
+
+    def error(self, message: str) -> None:
+        self.print_usage(sys.stderr)
+        self.exit(WRONG_REQUEST, f"harness: {message}\n")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from harness.plan import Plan
+    from harness.progress import Progress
+    from harness.run import default_out, execute_plan, provenance
+    from harness.runfolder import RunFolder
+
+    if arguments.resume:
+        folder, run = RunFolder.resume(arguments.resume)
+        folder.mend()
+        plan = Plan.from_json(run["settings"])
+    else:
+        plan = _plan(arguments)
+        folder = RunFolder.create(arguments.out or default_out(), provenance(plan, arguments.argv))
+    progress = Progress()
+    try:
+        summary = execute_plan(plan, folder, progress)
+    finally:
+        progress.stop()
+    _print_summary(summary, folder.path)
+    return summary["exit_code"]
+
+
+def _plan(arguments: argparse.Namespace):
+    import os
+
+    from cases.labels import read_labels
+    from cases.workloads import WORKLOADS
+    from harness import plan
+
+    profile = plan.profile(arguments.profile)
+    seed = arguments.seed
+    if seed is None:
+        seed = random.SystemRandom().randrange(2**31) if profile["randomized"] else 0
+    candidates = plan.parse_candidates(arguments.backends, arguments.candidate)
+    plan.check_candidates(candidates)
+    if arguments.labels:
+        read_labels(arguments.labels)
+    wanted = arguments.workloads if arguments.workloads is not None else ",".join(profile["workloads"])
+    built = plan.Plan(
+        operations=plan.parse_operations(arguments.ops),
+        oracles=plan.parse_oracles(arguments.oracles, arguments.oracle),
+        candidates=candidates,
+        device=plan.resolve_device(arguments.device),
+        dtypes=plan.names(arguments.dtypes, tuple(profile["dtypes"]), "--dtypes"),
+        profile=arguments.profile,
+        examples=profile["examples"] if arguments.examples is None else arguments.examples,
+        seed=seed,
+        workloads=plan.names(wanted, tuple(WORKLOADS), "--workloads"),
+        labels=arguments.labels and str(Path(arguments.labels).resolve()),
+        parity=not arguments.no_parity,
+        bench=not arguments.no_bench,
+        workers=arguments.workers or os.cpu_count() or 1,
+        time_limit=arguments.time_limit,
+        row_seconds=profile["row_seconds"],
+        shrink_seconds=profile["shrink_seconds"] if arguments.shrink_seconds is None else arguments.shrink_seconds,
+    )
+    plan.check_pairs(built)
+    return built
+
+
+def _print_summary(summary: dict, path: Path) -> None:
+    out = sys.stdout.write
+    for row in summary["operations"]:
+        out(
+            f"{row['operation']:<10} {row['oracle']:<22} {row['candidate']:<8} {row['cases']:>5} cases: "
+            f"{row['match']} match, {row['tie']} tie ({row['tie_share']:.1%}), {row['mismatch']} mismatch, "
+            f"{row['other']} other\n"
+        )
+    for row in summary["measurements"]:
+        if row["speedup"] is not None:
+            out(
+                f"{row['operation']:<10} {row['oracle']:<22} {row['candidate']:<8} {row['workload']:<10} "
+                f"{row['speedup']:.1f}x [{row['speedup_low']:.1f}, {row['speedup_high']:.1f}], peak memory "
+                f"{row['peak_bytes_candidate'] / 1e6:.1f} MB for {row['peak_bytes_oracle'] / 1e6:.1f} MB\n"
+            )
+    for bar in summary["gate"]:
+        if not bar["ok"]:
+            out(f"fell: {bar['bar']}: {bar['value']:.4g}, bar {bar['limit']:g} ({bar['reason']})\n")
+    for failure in summary.get("failures", []):
+        out(f"{failure}\n")
+    out(f"{summary['sentence']}\nreport: {path / 'report.html'}\n")
+    out(f"{summary['passed']} passed, {summary['failed']} failed\n")
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from harness.describe import listing
+
+    sys.stdout.write(listing())
+    return HOLDS_ALL
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from harness.describe import show
+    from harness.operations import operation
+
+    sys.stdout.write(show(operation(arguments.op)))
+    return HOLDS_ALL
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from harness import plan
+    from harness.replay import replay
+
+    oracles = plan.parse_oracles(arguments.oracles, [])
+    candidates = plan.parse_candidates(None, arguments.candidate)
+    plan.check_candidates(candidates)
+    text, code = replay(
+        arguments.file, oracles, candidates, plan.resolve_device(arguments.device), arguments.time_limit
+    )
+    sys.stdout.write(text)
+    return code
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from reports import write
+
+    sys.stdout.write(f"{write(arguments.folder)}\n")
+    return HOLDS_ALL
+
+
+def _gate(arguments: argparse.Namespace) -> int:
+    from harness.gate import summarise
+    from harness.plan import Plan
+    from harness.runfolder import RunFolder
+
+    folder, run = RunFolder.resume(arguments.folder)
+    summary = summarise(folder, Plan.from_json(run["settings"]), interrupted=run["finished"] is None)
+    _print_summary(summary, folder.path)
+    return summary["exit_code"]
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from harness.doctor import doctor
+
+    sys.stdout.write(doctor())
+    return HOLDS_ALL
+
+
+if __name__ == "__main__":
+    sys.exit(main())

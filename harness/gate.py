@@ -1,0 +1,183 @@
+"""The gate: reads the frames of a run folder, holds them against the bars, and says the exit code."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.operations import operation as declaration
+from harness.plan import Plan
+from harness.runfolder import RunFolder
+from harness.verdict import HOLDS
+from harness.worker import BUILT_IN
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BARS = Path(__file__).with_name("gate.toml")
+
+HOLDS_ALL, FELL, INTERRUPTED, INCOMPLETE, WRONG_REQUEST, NOTHING_TRIED = range(6)
+"""Exit codes of every command (`design.md`)."""
+
+GROUP = ["operation", "oracle", "candidate", "device"]
+MEASURED = ["speedup", "speedup_low", "speedup_high", "peak_bytes_oracle", "peak_bytes_candidate"]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar as it was held against the run."""
+
+    bar: str
+    limit: float
+    value: float
+    ok: bool
+    reason: str
+
+
+def summarise(
+    folder: RunFolder, plan: Plan, *, interrupted: bool = False, lost: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The summary of a run folder: counts, bars, passed, failed and the exit code.
+
+    `lost` names what could not be tried at all (a worker that never started): exit code 3, never 0.
+    """
+    verdicts, measurements = folder.frame("verdicts"), folder.frame("measurements")
+    operations = _operations(verdicts)
+    bars = [*_tie_bars(verdicts), *_tried_bars(verdicts, plan), *_measured_bars(measurements)]
+    held = int(verdicts["verdict"].isin(HOLDS).sum()) if len(verdicts) else 0
+    failed = len(verdicts) - held + sum(not bar.ok for bar in bars)
+    passed = held + sum(bar.ok for bar in bars)
+    if interrupted:
+        code = INTERRUPTED
+    elif lost:
+        code = INCOMPLETE
+    elif not len(verdicts) and not len(measurements):
+        code = NOTHING_TRIED
+    else:
+        code = FELL if failed else HOLDS_ALL
+    return {
+        "passed": passed,
+        "failed": failed,
+        "exit_code": code,
+        "sentence": _sentence(operations, failed, code, lost),
+        "lost": list(lost),
+        "gate": [vars(bar) for bar in bars],
+        "operations": operations,
+        "measurements": _measurements(measurements),
+    }
+
+
+def _operations(verdicts: pd.DataFrame) -> list[dict[str, Any]]:
+    if not len(verdicts):
+        return []
+    found = []
+    for key, rows in verdicts.groupby(GROUP, sort=True):
+        count = rows["verdict"].value_counts()
+        match, tie, mismatch = (int(count.get(name, 0)) for name in ("match", "tie", "mismatch"))
+        found.append(
+            {
+                **dict(zip(GROUP, key, strict=True)),
+                "cases": len(rows),
+                "match": match,
+                "tie": tie,
+                "mismatch": mismatch,
+                "other": len(rows) - match - tie - mismatch,
+                "tie_share": tie / len(rows),
+            }
+        )
+    return found
+
+
+def _tie_bars(verdicts: pd.DataFrame) -> list[Bar]:
+    """One bar a (group, dtype): half precision ties more often, and each dtype has its own cap."""
+    bars = []
+    if not len(verdicts):
+        return bars
+    for key, rows in verdicts.groupby([*GROUP, "dtype"], sort=True):
+        operation, oracle, candidate, _, dtype = key
+        cap = declaration(operation).tie_cap[dtype]
+        share = float((rows["verdict"] == "tie").mean())
+        bars.append(
+            Bar(
+                f"tie share of {operation} in {dtype}, {candidate} against {oracle}",
+                cap,
+                share,
+                share <= cap,
+                "a comparator that calls everything a tie excuses everything",
+            )
+        )
+    return bars
+
+
+def _tried_bars(verdicts: pd.DataFrame, plan: Plan) -> list[Bar]:
+    """Every pair of the plan was tried: a pair that silently drops out is a failure, not a pass."""
+    bars = []
+    if not plan.parity:
+        return bars
+    for operation, oracle in plan.pairs():
+        for candidate in plan.candidates:
+            tried = 0
+            if len(verdicts):
+                own = verdicts[GROUP[:3]] == (operation, oracle, candidate)
+                tried = int(own.all(axis=1).sum())
+            bars.append(
+                Bar(
+                    f"cases of {operation}, {candidate} against {oracle}",
+                    plan.examples,
+                    tried,
+                    tried >= plan.examples,
+                    "a pair of operation and oracle that was not tried has not held",
+                )
+            )
+    return bars
+
+
+def _measured_bars(measurements: pd.DataFrame) -> list[Bar]:
+    table = tomllib.loads(BARS.read_text())
+    bars = []
+    for row in measurements.to_dict("records"):
+        if row["candidate"] not in BUILT_IN:
+            continue
+        where = f"{row['operation']} {row['workload']}, {row['candidate']} against {row['oracle']}"
+        for bar in table["speed"]:
+            if _applies(bar, row) and row["speedup_high"] == row["speedup_high"]:
+                ok = row["speedup_high"] >= bar["at_least"]
+                bars.append(Bar(f"speed of {where}", bar["at_least"], row["speedup"], ok, bar["reason"]))
+        for bar in table["memory"]:
+            if _applies(bar, row) and row["peak_bytes_oracle"] == row["peak_bytes_oracle"]:
+                own = row["output_bytes"] if bar["beyond_outputs"] else 0
+                oracle = max(row["peak_bytes_oracle"] - own, 1)
+                value = max(row["peak_bytes_candidate"] - own, 0) / oracle
+                bars.append(Bar(f"memory of {where}", bar["at_most"], value, value <= bar["at_most"], bar["reason"]))
+    return bars
+
+
+def _applies(bar: dict[str, Any], row: dict[str, Any]) -> bool:
+    return all(fnmatchcase(row[name], bar[name]) for name in ("operation", "oracle", "workload", "device"))
+
+
+def _measurements(measurements: pd.DataFrame) -> list[dict[str, Any]]:
+    identity = ["operation", "oracle", "candidate", "device", "workload", "direction"]
+    return [
+        {name: (None if row[name] != row[name] else row[name]) for name in [*identity, *MEASURED]}
+        for row in measurements.to_dict("records")
+    ]
+
+
+def _sentence(operations: list[dict[str, Any]], failed: int, code: int, lost: tuple[str, ...]) -> str:
+    cases = sum(row["cases"] for row in operations)
+    oracles = len({row["oracle"] for row in operations})
+    tried = f"{cases} cases of {len({r['operation'] for r in operations})} operations against {oracles} oracles"
+    if code == NOTHING_TRIED:
+        return "Nothing was tried."
+    if code == INTERRUPTED:
+        return f"The run was interrupted after {tried}; continue it with --resume."
+    if code == INCOMPLETE:
+        return f"The run could not be completed ({'; '.join(lost)}); {tried} were judged."
+    mismatches = sum(row["mismatch"] for row in operations)
+    if failed:
+        return f"Parity or a bar fell: {failed} failed ({mismatches} mismatches) in {tried}."
+    return f"Parity holds: {tried}, no mismatch."

@@ -1,0 +1,88 @@
+"""What an operation is: one declaration drives drawing, running, judging, measuring and `harness show`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from cases.case import Case
+    from harness.judge import Evidence, Finding
+
+Tensors = Mapping[str, Tensor]
+Settings = Mapping[str, Any]
+Implementation = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Input:
+    """A named input tensor of an operation."""
+
+    name: str
+    shape: str
+    dtype: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A named setting (a JSON value) of an operation."""
+
+    name: str
+    default: Any
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Output:
+    """A named output tensor; a `decision` is judged by its margin, a number by its error budget."""
+
+    name: str
+    shape: str
+    dtype: str
+    meaning: str
+    decision: bool = False
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """How one upstream package serves as oracle of an operation.
+
+    `options` narrows what the case strategy may draw for a version; `era` gives the keyword settings under
+    which a candidate must behave like that version (`spec/eras.md`).
+    """
+
+    options: Callable[[str], dict[str, Any]] = field(default=lambda version: {})
+    era: Callable[[str], dict[str, Any]] = field(default=lambda version: {})
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One assigner, loss, codec or overlap, and all that the harness needs to know about it."""
+
+    name: str
+    summary: str
+    source: str
+    inputs: tuple[Input, ...]
+    settings: tuple[Setting, ...]
+    outputs: tuple[Output, ...]
+    upstreams: Mapping[str, Upstream]
+    candidates: Mapping[str, Implementation]
+    compare: Callable[[Evidence], Finding]
+    invariants: Callable[[Case, Tensors], str | None]
+    """What must hold of any result, an oracle at hand or not: None, or what does not hold."""
+    minimum_bytes: Callable[[Case, Tensors], int]
+    """Bytes that must move at least: each input that matters read once, each output written once."""
+    workloads: tuple[str, ...]
+    tie_cap: Mapping[str, float]
+    """Largest share of tie verdicts that the gate accepts, by dtype; more would excuse anything."""
+    gradients: tuple[str, ...] = ()
+    """Inputs that carry gradient. Empty for assigners: their outputs are constants of the loss."""
+
+    @property
+    def rejectable(self) -> tuple[str, ...]:
+        """Names that a rejection may name: inputs and settings."""
+        return tuple(item.name for item in (*self.inputs, *self.settings))

@@ -1,0 +1,22 @@
+"""The declarations, one file an operation. Adding one is a file here and its name in `NAMES`."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+
+from harness.operation import Operation
+
+NAMES = ("tal", "simota", "hungarian")
+
+
+class UnknownOperation(ValueError):  # noqa: N818 - reads as what it says at the command line
+    """A name that no declaration has."""
+
+
+@cache
+def operation(name: str) -> Operation:
+    """The declaration called `name`; raises UnknownOperation with the names there are."""
+    if name not in NAMES:
+        raise UnknownOperation(f"unknown operation {name!r}; there are {', '.join(NAMES)}")
+    return import_module(f"harness.operations.{name}").OPERATION

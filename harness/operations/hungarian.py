@@ -1,0 +1,131 @@
+"""`hungarian`: the one-to-one matchers of DETR, YOLOS and RT-DETR."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cases.case import Case
+from cleanroom.assign.hungarian import HungarianMatcher, RTDETRHungarianMatcher, hungarian_match
+from harness.operation import Input, Operation, Output, Setting, Tensors, Upstream
+from harness.operations.hungarian_compare import compare, spans
+
+TOLERATED_SINCE = {"transformers": (5, 18, 0), "ultralytics": (8, 0, 182)}
+"""First release in which a cost that is not finite no longer stops the matcher (`spec/eras.md`)."""
+
+
+def _upstream(name: str, variant: str) -> Upstream:
+    def era(version: str) -> dict[str, Any]:
+        parts = version.split(".")
+        release = tuple(int(part) for part in parts) if all(part.isdigit() for part in parts) else (99,)
+        return {} if release >= TOLERATED_SINCE[name] else {"non_finite": "raise"}
+
+    return Upstream(options=lambda version: {"variant": variant}, era=era)
+
+
+def _torch(
+    logits: Tensor,
+    pred_boxes: Tensor,
+    labels: Tensor,
+    boxes: Tensor,
+    *,
+    variant: str,
+    sizes: list[int],
+    class_cost: float,
+    bbox_cost: float,
+    giou_cost: float,
+    non_finite: str | None = None,
+    **focal: Any,
+) -> dict[str, Tensor]:
+    """The classes that drop in, called as upstream's are; former eras have only the function beneath them."""
+    if non_finite:
+        weights = {"class_cost": class_cost, "bbox_cost": bbox_cost, "giou_cost": giou_cost}
+        options = {"variant": variant, "non_finite": non_finite, **weights, **focal}
+        return hungarian_match(logits, pred_boxes, labels, boxes, sizes, **options)._asdict()
+    if variant == "detr":
+        images = zip(labels.split(sizes), boxes.split(sizes), strict=True)
+        targets = [{"class_labels": some, "boxes": others} for some, others in images]
+        matcher = HungarianMatcher(class_cost, bbox_cost, giou_cost)
+        matches = matcher({"logits": logits, "pred_boxes": pred_boxes}, targets)
+    else:
+        gain = {"class": class_cost, "bbox": bbox_cost, "giou": giou_cost}
+        matches = RTDETRHungarianMatcher(gain, **focal)(pred_boxes, logits, boxes, labels, sizes)
+    nothing = torch.empty(0, dtype=torch.int64)
+    queries, targets = zip((nothing, nothing), *matches, strict=True)
+    return {"queries": torch.cat(queries), "targets": torch.cat(targets)}
+
+
+def invariants(case: Case, outputs: Tensors) -> str | None:
+    """A valid matching of every image: as many pairs as fit, ascending queries, each target once."""
+    total, places = case.tensors["logits"].shape[1], spans(case)
+    queries, targets = outputs["queries"].tolist(), outputs["targets"].tolist()
+    expected = places[-1].end if places else 0
+    if not len(queries) == len(targets) == expected:
+        return f"{len(queries)} queries and {len(targets)} targets, expected {expected} pairs"
+    for b, span in enumerate(places):
+        some, others = queries[span.start : span.end], targets[span.start : span.end]
+        if any(query >= following for query, following in pairwise(some)):
+            return f"queries of image {b} do not ascend: {some[:8]}"
+        if some and (some[0] < 0 or some[-1] >= total):
+            return f"queries of image {b} leave [0, {total})"
+        if any(not 0 <= target - span.first < span.targets for target in others):
+            return f"targets of image {b} leave [{span.first}, {span.first + span.targets})"
+        if len(set(others)) != len(others):
+            return f"targets of image {b} repeat"
+    return None
+
+
+def minimum_bytes(case: Case, outputs: Tensors) -> int:
+    """Every box and label once, outputs once, and of the logits all (softmax) or one a pair of an image."""
+    tensors, sizes, logits = case.tensors, case.settings["sizes"], case.tensors["logits"]
+    every = case.settings["variant"] == "detr" or not case.settings["use_fl"]
+    used = [len(some.unique()) for some in tensors["labels"].split(sizes)]
+    columns = sum(logits.shape[2] if every and count else count for count in used)
+    scores = columns * logits.shape[1] * logits.element_size()
+    boxes = sum(tensors[name].nbytes for name in ("pred_boxes", "labels", "boxes"))
+    return boxes + scores + sum(tensor.nbytes for tensor in outputs.values())
+
+
+OPERATION = Operation(
+    name="hungarian",
+    summary="Bipartite matching of queries and ground truths at least class, L1 and GIoU cost",
+    source="spec/set_prediction.md A1 to A3, B1, B2; DETR (Carion et al., arXiv:2005.12872)",
+    inputs=(
+        Input(
+            "logits",
+            "(B, Q, K)",
+            "floating",
+            "class logits; K = C + 1 with no object last (detr), C (rtdetr)",
+        ),
+        Input("pred_boxes", "(B, Q, 4)", "floating", "predicted boxes, cxcywh normalised to the image"),
+        Input("labels", "(G,)", "int64", "classes of the ground truths, image after image"),
+        Input("boxes", "(G, 4)", "floating", "ground truths, cxcywh normalised, image after image"),
+    ),
+    settings=(
+        Setting("variant", "detr", "cost and indices of detr (transformers) or rtdetr (ultralytics)"),
+        Setting("sizes", [], "ground truths of each image; their sum is G"),
+        Setting("class_cost", 1.0, "weight of the class term"),
+        Setting("bbox_cost", 5.0, "weight of the L1 distance"),
+        Setting("giou_cost", 2.0, "weight of the GIoU"),
+        Setting("use_fl", True, "rtdetr: sigmoid focal class cost, else minus the softmax"),
+        Setting("alpha", 0.25, "rtdetr: balance of the focal cost"),
+        Setting("gamma", 2.0, "rtdetr: exponent of the focal cost"),
+    ),
+    outputs=(
+        Output("queries", "(P,)", "int64", "matched queries, ascending in each image", decision=True),
+        Output("targets", "(P,)", "int64", "their ground truths, local (detr) or global (rtdetr)", decision=True),
+    ),
+    upstreams={
+        "transformers": _upstream("transformers", "detr"),
+        "ultralytics": _upstream("ultralytics", "rtdetr"),
+    },
+    candidates={"torch": _torch},
+    compare=compare,
+    invariants=invariants,
+    minimum_bytes=minimum_bytes,
+    workloads=("detr-b16", "coco-b1"),
+    tie_cap={"float64": 0.1, "float32": 0.1, "bfloat16": 0.9, "float16": 0.9},
+)

@@ -1,0 +1,127 @@
+"""`tal`: the task-aligned assigner of YOLOv8, YOLOv10 and YOLO11."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cases.case import Case
+from cleanroom.assign.tal import TaskAlignedAssigner
+from harness.operation import Input, Operation, Output, Setting, Tensors, Upstream
+from harness.operations.tal_compare import compare
+
+OUTPUT_NAMES = ("target_labels", "target_bboxes", "target_scores", "fg_mask", "target_gt_idx")
+TOPK2_SINCE = (8, 4, 0)
+MIN_SIDE_SINCE = (8, 4, 128)
+PADDING_LABELS_SINCE = (8, 4, 134)
+STABLE_ALPHA_SINCE = (8, 4, 144)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """(8, 4, 190) of "8.4.190"; a local checkout or the installed version counts as the newest."""
+    parts = version.split(".")
+    return tuple(int(part) for part in parts) if all(p.isdigit() for p in parts) else (99,)
+
+
+def _options(version: str) -> dict[str, Any]:
+    release = _release(version)
+    return {"topk2": release >= TOPK2_SINCE, "padding_labels": release >= PADDING_LABELS_SINCE}
+
+
+def _era(version: str) -> dict[str, Any]:
+    """The settings of `spec/task_aligned.md` section 12 that ordinary inputs can see."""
+    release = _release(version)
+    small_box = "first_stride" if release >= TOPK2_SINCE else "off"
+    if release >= MIN_SIDE_SINCE:
+        small_box = "min_side"
+    return {
+        "small_box": small_box,
+        "edge_round_trip": release >= TOPK2_SINCE,
+        "ciou_alpha": "stable" if release >= STABLE_ALPHA_SINCE else "legacy",
+    }
+
+
+def _torch(
+    pd_scores: Tensor,
+    pd_bboxes: Tensor,
+    anc_points: Tensor,
+    gt_labels: Tensor,
+    gt_bboxes: Tensor,
+    mask_gt: Tensor,
+    **settings: Any,
+) -> dict[str, Tensor]:
+    assigner = TaskAlignedAssigner(**settings)
+    outputs = assigner(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt)
+    return dict(zip(OUTPUT_NAMES, outputs, strict=True))
+
+
+def invariants(case: Case, outputs: Tensors) -> str | None:
+    """At most one ground truth an anchor is the form of the output; the rest is said here."""
+    gt_boxes = case.tensors["gt_bboxes"]
+    batch, rows = gt_boxes.shape[:2]
+    if rows == 0 or batch == 0:
+        return None
+    index, foreground, scores = outputs["target_gt_idx"], outputs["fg_mask"], outputs["target_scores"]
+    if not bool(((index >= 0) & (index < rows)).all()):
+        return f"target_gt_idx leaves [0, {rows})"
+    if bool((index[~foreground] != 0).any()):
+        return "target_gt_idx of a background anchor is not 0"
+    image = torch.arange(batch, device=index.device)[:, None]
+    if not torch.equal(outputs["target_bboxes"].nan_to_num(), gt_boxes[image, index].nan_to_num()):
+        return "target_bboxes is not the ground truth of target_gt_idx"
+    labels = case.tensors["gt_labels"][..., 0].long()[image, index].clamp(min=0)
+    if not torch.equal(outputs["target_labels"], labels):
+        return "target_labels is not the label of target_gt_idx"
+    allowed = (
+        foreground[..., None]
+        & torch.nn.functional.one_hot(labels.clamp(max=scores.shape[-1] - 1), scores.shape[-1]).bool()
+    )
+    if bool(((scores != 0) & ~allowed & scores.isfinite()).any()):
+        return "target_scores is not zero off the assigned class"
+    return None
+
+
+def minimum_bytes(case: Case, outputs: Tensors) -> int:
+    """Boxes, points and outputs once; the few scores that a pair needs are not counted."""
+    read = sum(t.nbytes for name, t in case.tensors.items() if name != "pd_scores")
+    return read + sum(t.nbytes for t in outputs.values())
+
+
+OPERATION = Operation(
+    name="tal",
+    summary="task-aligned assignment: ground truths propose their top-k anchors by score^alpha * CIoU^beta",
+    source="spec/task_aligned.md sections 1 to 8; TOOD (Feng et al., ICCV 2021)",
+    inputs=(
+        Input("pd_scores", "(B, A, C)", "floating", "class probabilities in [0, 1]"),
+        Input("pd_bboxes", "(B, A, 4)", "floating", "predicted boxes, xyxy in pixels"),
+        Input("anc_points", "(A, 2)", "floating", "anchor centres in pixels"),
+        Input("gt_labels", "(B, n, 1)", "floating", "class of each ground-truth row"),
+        Input("gt_bboxes", "(B, n, 4)", "floating", "ground truths, xyxy in pixels"),
+        Input("mask_gt", "(B, n, 1)", "floating", "non-zero where the row is a ground truth, not padding"),
+    ),
+    settings=(
+        Setting("topk", 13, "anchors each ground truth proposes"),
+        Setting("topk2", None, "anchors each ground truth keeps after conflicts; None: all"),
+        Setting("num_classes", 80, "classes of the target scores"),
+        Setting("alpha", 1.0, "exponent of the score"),
+        Setting("beta", 6.0, "exponent of the overlap"),
+        Setting("stride", [8, 16, 32], "strides of the levels in pixels"),
+        Setting("eps", 1e-9, "added to the normaliser of the scores"),
+    ),
+    outputs=(
+        Output("target_labels", "(B, A)", "int64", "class, row 0's for background", decision=True),
+        Output("target_bboxes", "(B, A, 4)", "of gt_bboxes", "box of the ground truth", decision=True),
+        Output("target_scores", "(B, A, C)", "promoted", "soft class targets"),
+        Output("fg_mask", "(B, A)", "bool", "foreground", decision=True),
+        Output("target_gt_idx", "(B, A)", "int64", "ground-truth row, 0 for background", decision=True),
+    ),
+    upstreams={"ultralytics": Upstream(options=_options, era=_era)},
+    candidates={"torch": _torch},
+    compare=compare,
+    invariants=invariants,
+    minimum_bytes=minimum_bytes,
+    workloads=("coco-b1", "coco-b16", "crowd-b16", "dense-b4"),
+    tie_cap={"float64": 0.25, "float32": 0.25, "bfloat16": 0.9, "float16": 0.9},
+)

@@ -1,0 +1,35 @@
+"""Oracles by the names that a run uses: "ultralytics==8.4.190", "yolox=FOLDER", "ultralytics=installed"."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import reference
+
+
+def pins() -> list[str]:
+    """Every pin, in the order of the pin file."""
+    return list(reference.read_pins())
+
+
+def package(oracle: str) -> str:
+    """The package an oracle belongs to."""
+    return reference.OracleSpec.parse(oracle).name
+
+
+def version(oracle: str) -> str:
+    """The version of an oracle that is present; OracleError says how to bring one that is not."""
+    return locate(oracle).version
+
+
+def locate(oracle: str) -> reference.Location:
+    """Where an oracle's code is; OracleError says how to bring one that is absent."""
+    return reference.locate(reference.OracleSpec.parse(oracle))
+
+
+def describe(oracle: str) -> dict[str, Any]:
+    """Provenance of an oracle, without the folder it lies in."""
+    found = asdict(locate(oracle))
+    del found["root"]
+    return {"oracle": oracle, **found}

@@ -1,0 +1,247 @@
+"""Parity of one operation against one oracle: stored, real-label and generated cases."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from harness import oracles
+from harness.operations import operation as declaration
+from harness.pool import Worker, WorkerLost
+from harness.verdict import HOLDS
+
+if TYPE_CHECKING:
+    from cases.case import Case
+    from harness.plan import Plan
+    from harness.runfolder import RunFolder
+
+LABEL_BATCH = 8
+STAGES = ("early", "mid", "late")
+SPARE = 1.5
+"""Hypothesis repeats itself now and then; so many more draws are allowed to reach the number of cases."""
+
+
+class Interrupted(RuntimeError):  # noqa: N818
+    """The run was asked to stop."""
+
+
+class _Found(Exception):  # noqa: N818 - tells Hypothesis that a case fails
+    pass
+
+
+@dataclass
+class Shard:
+    """All cases of one (operation, oracle) pair."""
+
+    plan: Plan
+    operation: str
+    oracle: str
+    folder: RunFolder
+    worker: Worker
+    done: dict[tuple[str, str], dict[str, Any]]
+    """Rows already judged, by (case digest, candidate): what a resumed run need not judge again."""
+    progress: Callable[[], None] = lambda: None
+    stopped: Callable[[], bool] = lambda: False
+    _seen: set[str] = field(default_factory=set)
+
+    def run(self) -> None:
+        """Judge every case once and save a shrunk counterexample of each kind of failure."""
+        for case in self._stored():
+            self._record(case)
+        failing = self._generated()
+        for key in failing:
+            self._shrink(key)
+
+    def _stored(self) -> Iterator[Case]:
+        from cases.pinned import pinned
+
+        allowed = options(self.operation, self.oracle)
+        yield from pinned(self.operation, **allowed)
+        if self.plan.labels:
+            yield from label_cases(self.operation, self.plan, allowed)
+
+    def _strategy(self):
+        module = import_module(f"cases.{self.operation}")
+        return module.cases(dtypes=self.plan.dtypes, **options(self.operation, self.oracle))
+
+    def _generated(self) -> list[tuple[str, str, str]]:
+        """Judge the generated cases; returns the kinds of failure seen, in order."""
+        failing: dict[tuple[str, str, str], None] = {}
+        wanted, drawn = self.plan.examples, 0
+        if not wanted:
+            return []
+
+        def one(case: Case) -> None:
+            nonlocal drawn
+            if drawn >= wanted or case.digest in self._seen:
+                return
+            drawn += 1
+            for row in self._record(replace(case, origin=self._origin(drawn - 1))):
+                if row["verdict"] not in HOLDS:
+                    failing[row["candidate"], row["verdict"], row["output"]] = None
+
+        self._explore(one, int(wanted * SPARE), shrink=False)
+        return list(failing)
+
+    def _explore(self, one: Callable[[Case], None], examples: int, *, shrink: bool) -> None:
+        import hypothesis
+        from hypothesis import HealthCheck, Phase, settings
+
+        phases = (Phase.generate, Phase.shrink) if shrink else (Phase.generate,)
+        test = hypothesis.given(self._strategy())(one)
+        test = settings(
+            max_examples=examples,
+            phases=phases,
+            database=None,
+            deadline=None,
+            derandomize=False,
+            report_multiple_bugs=False,
+            print_blob=False,
+            suppress_health_check=list(HealthCheck),
+        )(test)
+        hypothesis.seed(self.plan.seed)(test)()
+
+    def _origin(self, index: int) -> str:
+        version = import_module(f"cases.{self.operation}").STRATEGY_VERSION
+        return f"drawn:{self.operation} strategy {version}, seed {self.plan.seed}, case {index}"
+
+    def _record(self, case: Case) -> list[dict[str, Any]]:
+        """Judge a case with every candidate and append the rows, unless an earlier run has."""
+        if case.digest in self._seen:
+            return []
+        self._seen.add(case.digest)
+        missing = [name for name in self.plan.candidates if (case.digest, name) not in self.done]
+        if missing:
+            started = time.monotonic()
+            rows = self._judge(case, tuple(missing))
+            seconds = time.monotonic() - started
+            rows = [self._row(case, row, seconds, len(self._seen) - 1) for row in rows]
+            for row in rows:
+                if row["verdict"] not in HOLDS:
+                    row["replay"] = self._save(case, row["candidate"])
+            self.folder.append("verdicts", rows)
+            self.done.update({(case.digest, row["candidate"]): row for row in rows})
+        self.progress()
+        return [self.done[case.digest, name] for name in self.plan.candidates]
+
+    def _judge(self, case: Case, candidates: tuple[str, ...]) -> list[dict[str, Any]]:
+        """Rows of verdicts; whoever takes the worker down gets the verdict, the rest are judged again."""
+        if self.stopped():
+            raise Interrupted
+        stored, rows = case.to_bytes(), []
+        while candidates:
+            try:
+                rows += self.worker.request("judge", self.operation, stored, candidates)
+                break
+            except WorkerLost as lost:
+                kind, _, name = lost.stage.partition(" ")
+                guilty = (name,) if kind in {"candidate", "compare"} else candidates
+                detail = f"{lost.stage}: {lost.reason}"
+                rows += [_lost(candidate, lost.verdict, detail) for candidate in guilty]
+                candidates = tuple(candidate for candidate in candidates if candidate not in guilty)
+        return [self._strict(case, row) for row in rows]
+
+    @staticmethod
+    def _strict(case: Case, row: dict[str, Any]) -> dict[str, Any]:
+        """Stored cases say what they expect: a tie only where tagged, a divergence still diverging."""
+        expected = [tag.partition(":")[2] for tag in case.tags if tag.startswith("divergence:")]
+        if not case.origin.startswith("pinned:"):
+            return row
+        if expected and row["divergence"] not in expected and row["verdict"] in HOLDS:
+            detail = f"listed divergence {', '.join(expected)} no longer diverges ({row['verdict']})"
+            return {**row, "verdict": "mismatch", "detail": detail, "output": "divergence list"}
+        if row["verdict"] == "tie" and "tie" not in case.tags:
+            return {**row, "verdict": "mismatch", "detail": f"stored case allows no tie: {row['detail']}"}
+        return row
+
+    def _row(self, case: Case, row: dict[str, Any], seconds: float, index: int) -> dict[str, Any]:
+        return {
+            "operation": self.operation,
+            "oracle": self.oracle,
+            "device": self.plan.device,
+            "dtype": case.dtype,
+            "case": case.digest,
+            "origin": case.origin,
+            "tags": " ".join(sorted(case.tags)),
+            "replay": "",
+            "seconds": seconds,
+            "index": index,
+            **row,
+        }
+
+    def _save(self, case: Case, candidate: str) -> str:
+        oracle = "".join(c if c.isalnum() or c in ".=-" else "_" for c in self.oracle)
+        name = f"{self.operation}-{oracle}-{candidate}-{case.digest}.safetensors"
+        case.save(self.folder.failures / name)
+        return f"failures/{name}"
+
+    def _shrink(self, key: tuple[str, str, str]) -> None:
+        """Let Hypothesis shrink the first case that fails as `key` says, and save the smallest seen."""
+        candidate, verdict, _ = key
+        first = next(
+            row
+            for row in self.done.values()
+            if (row["candidate"], row["verdict"], row["output"]) == key and row["operation"] == self.operation
+        )
+        if first.get("shrunk") or verdict == "timeout":
+            # Every step of a hang costs the whole limit; the case as drawn is saved already.
+            return
+        known = {digest: self._fails(row, key) for (digest, name), row in self.done.items() if name == candidate}
+        smallest: list[Case] = []
+        end = time.monotonic() + self.plan.shrink_seconds
+
+        def one(case: Case) -> None:
+            if case.digest not in known:
+                # Past the limit every new case passes: decisions already taken stand, so nothing is flaky.
+                expired = time.monotonic() > end
+                known[case.digest] = not expired and self._fails(self._judge(case, (candidate,))[0], key)
+            if known[case.digest]:
+                smallest[:] = [case]
+                raise _Found
+
+        with contextlib.suppress(_Found):
+            self._explore(one, int(self.plan.examples * SPARE), shrink=True)
+        if smallest:
+            case = replace(smallest[0], origin=f"shrunk:from {first['case']}")
+            replay = self._save(case, candidate)
+            self.folder.append("verdicts", [{**first, "replay": replay, "shrunk": case.digest}])
+
+    @staticmethod
+    def _fails(row: dict[str, Any], key: tuple[str, str, str]) -> bool:
+        return (row["candidate"], row["verdict"], row["output"]) == key
+
+
+def options(operation: str, oracle: str) -> dict[str, Any]:
+    """What the case strategies may use with this oracle."""
+    upstream = declaration(operation).upstreams[oracles.package(oracle)]
+    return upstream.options(oracles.version(oracle))
+
+
+def label_cases(operation: str, plan: Plan, allowed: dict[str, Any]) -> Iterator[Case]:
+    """Real labels in batches, each with predictions simulated at three stages of training."""
+    from cases.labels import read_labels
+
+    images = read_labels(plan.labels).images
+    build = import_module(f"cases.{operation}").from_labels
+    dtype = "float32" if "float32" in plan.dtypes else plan.dtypes[0]
+    for start in range(0, len(images), LABEL_BATCH):
+        for offset, stage in enumerate(STAGES):
+            seed = plan.seed + len(STAGES) * start + offset
+            yield build(images[start : start + LABEL_BATCH], stage, seed, dtype, **allowed)
+
+
+def _lost(candidate: str, verdict: str, detail: str) -> dict[str, Any]:
+    return {
+        "candidate": candidate,
+        "verdict": verdict,
+        "detail": detail,
+        "output": detail.partition(":")[0],
+        "error": None,
+        "decisions": 0,
+        "tied_decisions": 0,
+        "divergence": "",
+    }

@@ -1,0 +1,61 @@
+"""`harness replay FILE`: one stored case, judged again against each oracle, with everything about it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from cases.case import Case
+from harness.gate import FELL, HOLDS_ALL, NOTHING_TRIED
+from harness.operations import operation
+from harness.oracles import package
+from harness.parity import options
+from harness.pool import Worker, WorkerLost
+from harness.verdict import HOLDS
+from harness.worker import WorkerSettings
+
+SHOWN = 12
+"""Largest number of rows of a tensor that is printed whole."""
+
+
+def replay(
+    file: Path, oracles: tuple[str, ...], candidates: dict[str, str], device: str, time_limit: float
+) -> tuple[str, int]:
+    """(text, exit code): 0 parity holds on every oracle, 1 it does not, 5 no oracle has the operation."""
+    case = Case.load(file)
+    operation(case.operation)
+    lines = [
+        f"{case.operation}, {case.dtype}, {case.origin}",
+        f"tags: {', '.join(sorted(case.tags)) or 'none'}",
+    ]
+    lines += [f"{name} = {value!r}" for name, value in case.settings.items()]
+    for name, tensor in case.tensors.items():
+        small = tensor.dim() > 0 and max(tensor.shape) <= SHOWN
+        lines.append(f"{name} {tuple(tensor.shape)} {tensor.dtype}" + (f" = {tensor.tolist()}" if small else ""))
+    code = NOTHING_TRIED
+    for oracle in oracles:
+        if not _fits(case, oracle):
+            continue
+        code = HOLDS_ALL if code == NOTHING_TRIED else code
+        worker = Worker(WorkerSettings(oracle, candidates, 1, device), time_limit)
+        for candidate in candidates:
+            try:
+                row = worker.request("judge", case.operation, case.to_bytes(), (candidate,))[0]
+            except WorkerLost as lost:
+                row = {"verdict": lost.verdict, "detail": str(lost), "error": None}
+            share = "" if row["error"] is None else f", worst error {row['error']:.3g} of its budget"
+            lines.append(f"{candidate} against {oracle}: {row['verdict']}{share}")
+            lines += [f"  {part}" for part in row["detail"].split("; ") if part]
+            if row["verdict"] not in HOLDS:
+                code = FELL
+        worker.close()
+    if code == NOTHING_TRIED:
+        lines.append(f"none of {', '.join(oracles)} has {case.operation}")
+    return "\n".join(lines) + "\n", code
+
+
+def _fits(case: Case, oracle: str) -> bool:
+    """Whether an oracle has the operation, and this version of it takes this case."""
+    if package(oracle) not in operation(case.operation).upstreams:
+        return False
+    return import_module(f"cases.{case.operation}").allows(case, **options(case.operation, oracle))

@@ -1,0 +1,190 @@
+"""A run: parity in parallel, then measurements alone, then frames, summary and report."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+import threading
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from harness import oracles
+from harness.gate import summarise
+from harness.parity import Interrupted, Shard
+from harness.plan import Plan
+from harness.pool import Worker, WorkerFailed
+from harness.progress import Progress
+from harness.runfolder import RunFolder
+from harness.timing import measure_all, missing
+from harness.worker import WorkerSettings
+
+VERSIONED = ("torch", "numpy", "scipy", "pandas", "hypothesis", "safetensors", "triton")
+
+
+def provenance(plan: Plan, argv: list[str]) -> dict[str, Any]:
+    """What `run.json` says of where, when and on what the run was made."""
+    import torch
+
+    commit, dirty = _commit()
+    return {
+        "started": _now(),
+        "finished": None,
+        "command": "python -m harness run",
+        "argv": argv,
+        "profile": plan.profile,
+        "seed": plan.seed,
+        "examples": plan.examples,
+        "device": plan.device,
+        "device_name": torch.cuda.get_device_name() if plan.device == "cuda" else platform.processor() or "CPU",
+        "driver": _driver() if plan.device == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "cpu": os.cpu_count(),
+        "python": platform.python_version(),
+        "platform": platform.system(),
+        "commit": commit,
+        "dirty": dirty,
+        "versions": package_versions(),
+        "oracles": [oracles.describe(oracle) for oracle in dict.fromkeys(own for _, own in plan.pairs())],
+        "settings": plan.as_json(),
+    }
+
+
+def execute_plan(plan: Plan, folder: RunFolder, progress: Progress) -> dict[str, Any]:
+    """Do what the folder does not hold yet, then write frames, summary and report; returns the summary."""
+    interrupted, lost = False, []
+    try:
+        if plan.parity:
+            lost = _parity(plan, folder, progress)
+        if plan.bench:
+            _bench(plan, folder, progress)
+    except KeyboardInterrupt:
+        interrupted = True
+    except WorkerFailed as error:
+        lost = [*lost, str(error)]
+    return finish(plan, folder, interrupted=interrupted, lost=tuple(lost))
+
+
+def finish(plan: Plan, folder: RunFolder, *, interrupted: bool = False, lost: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Frames, `summary.json` and the report files from the journal."""
+    from reports import write
+
+    run = folder.read_json("run.json")
+    folder.write_json("run.json", {**run, "finished": None if interrupted else _now()})
+    folder.write_frames({"commit": run["commit"], "torch": run["versions"].get("torch"), "run_threads": run["threads"]})
+    summary = summarise(folder, plan, interrupted=interrupted, lost=lost)
+    folder.write_json("summary.json", summary)
+    write(folder.path)
+    return summary
+
+
+def _parity(plan: Plan, folder: RunFolder, progress: Progress) -> list[str]:
+    """Every shard on its own worker; returns why shards were lost. Ctrl-C stops them after their case."""
+    stop = threading.Event()
+    stored: dict[tuple[str, str], dict] = {}
+    for row in folder.rows("verdicts"):
+        stored.setdefault((row["operation"], row["oracle"]), {})[row["case"], row["candidate"]] = row
+    shards = []
+    threads = max(1, (os.cpu_count() or 1) // plan.workers)
+    for operation, oracle in plan.pairs():
+        worker = Worker(WorkerSettings(oracle, plan.candidates, threads, plan.device), plan.time_limit)
+        shards.append(
+            Shard(
+                plan,
+                operation,
+                oracle,
+                folder,
+                worker,
+                stored.get((operation, oracle), {}),
+                progress=lambda label=f"{operation} {oracle}": progress.step(label),
+                stopped=stop.is_set,
+            )
+        )
+    progress.start("parity", len(shards) * plan.examples)
+
+    def one(shard: Shard) -> None:
+        try:
+            shard.run()
+        finally:
+            shard.worker.close()
+
+    with ThreadPoolExecutor(plan.workers) as pool:
+        futures = {pool.submit(one, shard): shard for shard in shards}
+        try:
+            pending = set(futures)
+            while pending:
+                _, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
+        except KeyboardInterrupt:
+            stop.set()
+            for future in futures:
+                future.cancel()
+            raise
+    lost = []
+    for future, shard in futures.items():
+        error = future.exception()
+        if isinstance(error, WorkerFailed):
+            lost.append(f"{shard.operation} on {shard.oracle}: {error}")
+        elif error is not None and not isinstance(error, Interrupted):
+            raise error
+    return lost
+
+
+def _bench(plan: Plan, folder: RunFolder, progress: Progress) -> None:
+    import torch
+
+    threads = torch.get_num_threads()
+    progress.start("timing", len(missing(plan, folder)))
+    measure_all(
+        plan,
+        folder,
+        lambda oracle: Worker(WorkerSettings(oracle, plan.candidates, threads, plan.device), plan.time_limit),
+        threads,
+        lambda row: progress.step(f"{row.operation} {row.workload} {row.oracle}"),
+    )
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what decides a result, as installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"cleanroom": "0.1.0"}
+    for name in ("cleanroom", *VERSIONED):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> tuple[str, bool]:
+    root = Path(__file__).parent.parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown", False
+    return commit.stdout.strip(), bool(status.stdout.strip())
+
+
+def _driver() -> str | None:
+    try:
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def default_out() -> Path:
+    """`runs/<time>` in the working folder, never one that exists."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    out, number = Path("runs") / stamp, 1
+    while out.exists():
+        number += 1
+        out = Path("runs") / f"{stamp}-{number}"
+    return out

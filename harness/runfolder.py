@@ -1,0 +1,130 @@
+"""The run folder: an append-only journal while running, Parquet frames at the end.
+
+Rows are appended as JSON lines and flushed as they come, so a killed run loses at most the line it was
+writing; `--resume` reads them back and does only what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+JOURNALS = ("verdicts", "samples", "measurements")
+VERDICT_KEY = ["operation", "oracle", "candidate", "device", "case"]
+"""A verdict appended again (with the file of its shrunk case, say) replaces the earlier one."""
+
+
+class RunFolderError(ValueError):
+    """A run folder that cannot be used, with the file and the reason."""
+
+
+class RunFolder:
+    """One run's folder. `create` starts a new one, `resume` continues one that was cut off."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+
+    @classmethod
+    def create(cls, path: Path, run: dict[str, Any]) -> RunFolder:
+        """Make the folder and write `run.json`; refuses a folder that already holds a run."""
+        folder = cls(path)
+        if (path / "run.json").exists():
+            raise RunFolderError(f"{path / 'run.json'}: the folder already holds a run; use --resume or another --out")
+        (path / "failures").mkdir(parents=True, exist_ok=True)
+        (path / "journal").mkdir(exist_ok=True)
+        folder.write_json("run.json", {"format": FORMAT, **run})
+        return folder
+
+    @classmethod
+    def resume(cls, path: Path) -> tuple[RunFolder, dict[str, Any]]:
+        """Open an existing run and return it with its `run.json`."""
+        folder = cls(path)
+        run = folder.read_json("run.json")
+        if run.get("format") != FORMAT:
+            raise RunFolderError(f"{path / 'run.json'}: format {run.get('format')!r}, this version reads {FORMAT}")
+        return folder, run
+
+    @property
+    def failures(self) -> Path:
+        """Where shrunk failing cases are saved."""
+        return self.path / "failures"
+
+    def append(self, journal: str, rows: list[dict[str, Any]]) -> None:
+        """Append rows to a journal; they are on disk when this returns."""
+        text = "".join(json.dumps(row, allow_nan=True) + "\n" for row in rows)
+        with self._lock, (self.path / "journal" / f"{journal}.jsonl").open("a") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rows(self, journal: str) -> Iterator[dict[str, Any]]:
+        """Rows of a journal; a last line cut off by a kill is left out, any other broken line is an error."""
+        file = self.path / "journal" / f"{journal}.jsonl"
+        if not file.exists():
+            return
+        lines = file.read_text().split("\n")
+        for number, line in enumerate(lines[:-1], 1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise RunFolderError(f"{file}: line {number}: {error}") from error
+
+    def mend(self) -> None:
+        """Drop a torn last line of each journal, so that the next append starts on its own line."""
+        for journal in JOURNALS:
+            file = self.path / "journal" / f"{journal}.jsonl"
+            if file.exists():
+                content = file.read_bytes()
+                whole = content[: content.rfind(b"\n") + 1]
+                if whole != content:
+                    self._replace(file, whole)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the folder; RunFolderError names it where it is absent or broken."""
+        file = self.path / name
+        try:
+            return json.loads(file.read_text())
+        except FileNotFoundError as error:
+            raise RunFolderError(f"{file}: not found; is this a run folder?") from error
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{file}: {error}") from error
+
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        """Write a JSON file whole or not at all."""
+        self._replace(self.path / name, json.dumps(value, indent=2).encode() + b"\n")
+
+    def write_frames(self, constants: dict[str, Any]) -> None:
+        """Turn the journals into the Parquet frames, with provenance columns on every row."""
+        import pandas as pd
+
+        for journal in JOURNALS:
+            frame = pd.DataFrame(list(self.rows(journal))).assign(**constants)
+            if journal == "verdicts" and len(frame):
+                frame = frame.drop_duplicates(VERDICT_KEY, keep="last")
+            temporary = self.path / f"{journal}.parquet.part"
+            frame.to_parquet(temporary, index=False)
+            temporary.replace(self.path / f"{journal}.parquet")
+
+    def frame(self, name: str):
+        """One of the Parquet frames."""
+        import pandas as pd
+
+        file = self.path / f"{name}.parquet"
+        try:
+            return pd.read_parquet(file)
+        except FileNotFoundError as error:
+            raise RunFolderError(f"{file}: not found; the run did not finish, continue it with --resume") from error
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{file}: {error}") from error
+
+    @staticmethod
+    def _replace(file: Path, content: bytes) -> None:
+        temporary = file.with_name(file.name + ".part")
+        temporary.write_bytes(content)
+        os.replace(temporary, file)

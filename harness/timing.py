@@ -1,0 +1,128 @@
+"""The measuring part of a run: one row a (workload, oracle, candidate), nothing else running beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from harness.operations import operation as declaration
+from harness.parity import options
+from harness.pool import Worker, WorkerLost
+from harness.statistics import paired_ratio
+
+if TYPE_CHECKING:
+    from cases.case import Case
+    from harness.plan import Plan
+    from harness.runfolder import RunFolder
+
+DIRECTION = "forward"
+"""Assigners run without gradient; operations with gradients add `forward+backward`."""
+ROW_LIMIT = 600.0
+"""Seconds after which a row is given up: a slow oracle may take seconds a call, with warm-up and profiler."""
+LABELS_WORKLOAD = "labels-b16"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What identifies a measurement."""
+
+    operation: str
+    oracle: str
+    candidate: str
+    workload: str
+
+    def matches(self, stored: dict[str, Any]) -> bool:
+        """Whether a journal row is this one's."""
+        return all(stored[name] == value for name, value in vars(self).items())
+
+
+def rows(plan: Plan) -> Iterator[Row]:
+    """Every measurement of a plan, in order."""
+    for operation, oracle in plan.pairs():
+        for workload in workloads(plan, operation):
+            for candidate in plan.candidates:
+                yield Row(operation, oracle, candidate, workload)
+
+
+def workloads(plan: Plan, operation: str) -> tuple[str, ...]:
+    """Workloads of an operation that the plan asks for, real labels last."""
+    declared = declaration(operation).workloads
+    chosen = declared if plan.workloads is None else tuple(name for name in declared if name in plan.workloads)
+    return chosen + ((LABELS_WORKLOAD,) if plan.labels else ())
+
+
+def workload_case(plan: Plan, row: Row) -> Case:
+    """The fixed case of a workload, float32."""
+    from importlib import import_module
+
+    from cases.labels import read_labels
+    from cases.workloads import workload_case as build
+
+    allowed = options(row.operation, row.oracle)
+    if row.workload == LABELS_WORKLOAD:
+        images = read_labels(plan.labels).images[:16]
+        return import_module(f"cases.{row.operation}").from_labels(images, "mid", plan.seed, "float32", **options)
+    return build(row.workload, row.operation, "float32", **allowed)
+
+
+def take(plan: Plan, row: Row, folder: RunFolder, worker: Worker, threads: int) -> None:
+    """Measure one row and append its samples and its line; a lost worker is a line too, with the reason."""
+    identity = {**vars(row), "device": plan.device, "direction": DIRECTION}
+    limits = {"budget_seconds": plan.row_seconds, "seed": plan.seed}
+    stored = workload_case(plan, row).to_bytes()
+    try:
+        answer = worker.request("measure", row.operation, stored, row.candidate, limits, time_limit=ROW_LIMIT)
+    except WorkerLost as lost:
+        folder.append("measurements", [{**identity, **_nothing(), "note": str(lost), "threads": threads}])
+        return
+    samples, oracle, candidate = (answer.pop(name) for name in ("samples", "oracle", "candidate"))
+    ratio = paired_ratio(oracle, candidate, seed=plan.seed)
+    folder.append("samples", [{**identity, **sample} for sample in samples])
+    line = {
+        "pairs": ratio.pairs,
+        "oracle_ns": float(median(oracle)),
+        "candidate_ns": float(median(candidate)),
+        "speedup": ratio.speedup,
+        "speedup_low": ratio.low,
+        "speedup_high": ratio.high,
+        "verdict": ratio.verdict,
+        "threads": threads,
+    }
+    folder.append("measurements", [{**identity, **line, **answer}])
+
+
+def missing(plan: Plan, folder: RunFolder) -> list[Row]:
+    """Rows that the journal does not hold yet."""
+    done = list(folder.rows("measurements"))
+    return [row for row in rows(plan) if not any(row.matches(stored) for stored in done)]
+
+
+def measure_all(
+    plan: Plan,
+    folder: RunFolder,
+    open_worker: Callable[[str], Worker],
+    threads: int,
+    progress: Callable[[Row], None],
+) -> None:
+    """Measure every missing row, one worker at a time."""
+    worker: Worker | None = None
+    oracle = None
+    try:
+        for row in missing(plan, folder):
+            if worker is None or row.oracle != oracle:
+                if worker:
+                    worker.close()
+                worker, oracle = open_worker(row.oracle), row.oracle
+            take(plan, row, folder, worker, threads)
+            progress(row)
+    finally:
+        if worker:
+            worker.close()
+
+
+def _nothing() -> dict[str, Any]:
+    numbers = ("oracle_ns", "candidate_ns", "speedup", "speedup_low", "speedup_high")
+    sizes = ("peak_bytes_oracle", "peak_bytes_candidate", "output_bytes", "minimum_bytes")
+    return {"pairs": 0, "verdict": "too-few-pairs", **dict.fromkeys(numbers + sizes)}

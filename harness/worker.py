@@ -1,0 +1,196 @@
+"""The worker process: holds one oracle version and the candidates, runs and times them on demand.
+
+One process an oracle version, so that upstream's versions never meet. The parent (`harness/pool.py`) sends
+one request at a time; the worker says which stage it enters before it enters it, so that whoever crashes or
+hangs can be named.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+BUILT_IN = ("torch",)
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What a worker needs to know at its start."""
+
+    oracle: str
+    candidates: Mapping[str, str]
+    """Name to "MODULE:ATTRIBUTE", or to "" for a built-in one."""
+    threads: int
+    device: str = "cpu"
+    search_path: tuple[str, ...] = field(default_factory=lambda: tuple(sys.path))
+
+
+def serve(connection: Connection, settings: WorkerSettings) -> None:
+    """Answer requests until the parent closes the connection."""
+    # Ctrl-C goes to the whole process group; the parent decides when workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.path[:] = [path for path in settings.search_path if path] + [str(Path.cwd())]
+    with Path(os.devnull).open("w") as nowhere:
+        # Upstream prints banners; standard output belongs to the run's own lines.
+        os.dup2(nowhere.fileno(), 1)
+    try:
+        session = _Session(connection, settings)
+    except Exception as error:
+        connection.send(("failed", f"{type(error).__name__}: {error}"))
+        return
+    connection.send(("ready", session.provenance))
+    while True:
+        try:
+            kind, payload = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer = getattr(session, kind)(*payload)
+        except Exception as error:
+            connection.send(("failed", f"{type(error).__name__}: {error}"))
+        else:
+            connection.send(("done", answer))
+
+
+class _Session:
+    def __init__(self, connection: Connection, settings: WorkerSettings) -> None:
+        import torch
+
+        import reference
+
+        torch.set_num_threads(settings.threads)
+        self._connection = connection
+        self._settings = settings
+        self._device = settings.device
+        self._oracle = reference.load(reference.OracleSpec.parse(settings.oracle))
+        self._plugged = {name: plug_in(target) for name, target in settings.candidates.items() if target}
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return {
+            "name": self._oracle.name,
+            "version": self._oracle.version,
+            "source": str(self._oracle.source),
+        }
+
+    def _stage(self, name: str) -> None:
+        self._connection.send(("stage", name))
+
+    def _candidate(self, operation, name: str):
+        return self._plugged[name] if name in self._plugged else operation.candidates[name]
+
+    def judge(self, name: str, stored: bytes, candidates: tuple[str, ...]) -> list[dict[str, Any]]:
+        """Rows of verdicts of one case, one a candidate."""
+        from cases.case import Case
+        from harness.equality import in_float64
+        from harness.execute import execute
+        from harness.judge import judge
+        from harness.operations import operation as declaration
+
+        operation, case = declaration(name), Case.from_bytes(stored).to(self._device)
+        era = self._era(operation)
+        bind = self._bound(operation, case)
+        self._stage("oracle")
+        oracle = execute(bind, case.tensors, track=False)
+        truth = execute(bind, in_float64(case.tensors), track=False)
+
+        def quantities(tensors):
+            return self._oracle.quantities(operation.name, tensors, case.settings)
+
+        rows = []
+        for candidate in candidates:
+            implementation = self._candidate(operation, candidate)
+            self._stage(f"candidate {candidate}")
+            ours = execute(
+                lambda t, f=implementation: as_outputs(f(**t, **case.settings, **era)),
+                case.tensors,
+                track=True,
+            )
+            self._stage(f"compare {candidate}")
+            finding, divergence = judge(operation, case, oracle, truth, ours, quantities, era, self._settings.oracle)
+            rows.append(
+                {
+                    "candidate": candidate,
+                    "verdict": finding.verdict,
+                    "detail": finding.detail,
+                    "output": finding.output,
+                    "error": finding.error,
+                    "decisions": finding.decisions,
+                    "tied_decisions": finding.tied,
+                    "divergence": divergence,
+                }
+            )
+        return rows
+
+    def _era(self, operation) -> dict[str, Any]:
+        return operation.upstreams[self._oracle.name].era(self._oracle.version)
+
+    def _bound(self, operation, case):
+        def call(tensors):
+            bound = self._oracle.bind(operation.name, tensors, case.settings)
+            return bound.translate(bound())
+
+        return call
+
+    def measure(self, name: str, stored: bytes, candidate: str, limits: dict[str, Any]) -> dict[str, Any]:
+        """Samples and peaks of the oracle and one candidate on one workload, forward."""
+        from cases.case import Case
+        from harness.meter import measure, peak_bytes, tensor_bytes
+        from harness.operations import operation as declaration
+
+        operation, case = declaration(name), Case.from_bytes(stored).to(self._device)
+        era, implementation = self._era(operation), self._candidate(operation, candidate)
+        bound = self._oracle.bind(operation.name, case.tensors, case.settings)
+
+        def ours():
+            return implementation(**case.tensors, **case.settings, **era)
+
+        self._stage("timing")
+        measured = measure(bound, ours, device=self._device, **limits)
+        self._stage("memory of oracle")
+        peak_oracle = peak_bytes(bound, device=self._device)
+        self._stage(f"memory of candidate {candidate}")
+        peak_candidate = peak_bytes(ours, device=self._device)
+        outputs = as_outputs(ours())
+        return {
+            "samples": [asdict(sample) for sample in measured.samples],
+            "oracle": measured.nanoseconds("oracle"),
+            "candidate": measured.nanoseconds("candidate"),
+            "note": measured.note,
+            "peak_bytes_oracle": peak_oracle.allocated,
+            "peak_bytes_candidate": peak_candidate.allocated,
+            "output_bytes": tensor_bytes(outputs),
+            "minimum_bytes": operation.minimum_bytes(case, outputs),
+        }
+
+
+def plug_in(target: str) -> Any:
+    """The callable at "MODULE:ATTRIBUTE"; ValueError says what is wrong with it."""
+    module, _, attribute = target.partition(":")
+    if not module or not attribute:
+        raise ValueError(f"--candidate {target!r}: expected NAME=MODULE:ATTRIBUTE")
+    try:
+        value: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            value = getattr(value, part)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--candidate {target!r}: {error}") from error
+    if not callable(value):
+        raise ValueError(f"--candidate {target!r}: {type(value).__name__} is not callable")
+    return value
+
+
+def as_outputs(value: Any) -> dict[str, Any]:
+    """The outputs by name, of a mapping or a named tuple."""
+    if hasattr(value, "_asdict"):
+        return value._asdict()
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"a candidate returns a mapping or a named tuple of outputs, not {type(value).__name__}")

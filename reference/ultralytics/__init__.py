@@ -1,0 +1,1 @@
+"""Adapters to ultralytics: an operation's case into upstream's call, and its result back."""

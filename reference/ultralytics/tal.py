@@ -1,0 +1,55 @@
+"""Task-aligned assigner of ultralytics (specification: task_aligned.md)."""
+
+import inspect
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from reference.bound import Bound
+from reference.errors import RequestError
+
+ARGUMENTS = ("pd_scores", "pd_bboxes", "anc_points", "gt_labels", "gt_bboxes", "mask_gt")
+OUTPUTS = ("target_labels", "target_bboxes", "target_scores", "fg_mask", "target_gt_idx")
+SETTINGS = ("topk", "num_classes", "alpha", "beta", "eps")
+PAIRS_AT_ONCE = 1 << 20  # the overlap has about 20 temporaries of a number a pair: 160 MiB in float64
+
+
+def bind(tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> Bound:
+    """Prepare the call. Releases before 8.4.0 know neither `stride`, which is dropped, nor `topk2`.
+
+    Raises RequestError where such a release is asked for a `topk2`.
+    """
+    from ultralytics.utils.tal import TaskAlignedAssigner
+
+    chosen = {name: settings[name] for name in SETTINGS}
+    accepted = inspect.signature(TaskAlignedAssigner).parameters
+    if "topk2" in accepted:
+        chosen |= {"topk2": settings["topk2"], "stride": settings["stride"]}
+    elif settings["topk2"] is not None:
+        raise RequestError(
+            f"tal: this version of ultralytics has no topk2, and the case sets it to {settings['topk2']}"
+        )
+    assigner = TaskAlignedAssigner(**chosen)
+    return Bound(partial(assigner, *(tensors[name] for name in ARGUMENTS)), translate)
+
+
+def translate(raw: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Name upstream's five outputs; with no ground truth their dtypes are those of section 5."""
+    return dict(zip(OUTPUTS, raw, strict=True))
+
+
+@torch.no_grad()
+def quantities(tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> dict[str, Tensor]:
+    """Return "overlap" (B, n, A): max(CIoU, 0) of every pair, also of pairs that are no candidates."""
+    from ultralytics.utils.metrics import bbox_iou
+
+    gt_bboxes, pd_bboxes = tensors["gt_bboxes"], tensors["pd_bboxes"]
+    rows = max(1, PAIRS_AT_ONCE // max(1, pd_bboxes.shape[1]))
+    images = []
+    for truths, predictions in zip(gt_bboxes, pd_bboxes, strict=True):
+        overlaps = [bbox_iou(some[:, None], predictions, xywh=False, CIoU=True) for some in truths.split(rows)]
+        images.append(torch.cat(overlaps).squeeze(-1).clamp_(min=0))
+    shape = (*gt_bboxes.shape[:2], pd_bboxes.shape[1])
+    return {"overlap": torch.stack(images) if images else pd_bboxes.new_zeros(shape)}

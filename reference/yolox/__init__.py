@@ -1,0 +1,1 @@
+"""Adapters to YOLOX: an operation's case into upstream's call, and its result back."""

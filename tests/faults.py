@@ -1,0 +1,89 @@
+"""Candidates with a fault planted in each: what the harness must catch. Not tests themselves.
+
+Each takes what every candidate takes, all by keyword, and spoils the built-in candidate in one way.
+"""
+
+import os
+import time
+from unittest import mock
+
+import torch
+
+from harness.operations import operation
+
+
+def right(name):
+    """The built-in candidate, unspoiled: the control of every fault test."""
+    return operation(name).candidates["torch"]
+
+
+def tal(**given):
+    return right("tal")(**given)
+
+
+def tal_topk_one_less(*, topk, **given):
+    return right("tal")(topk=max(topk - 1, 1), **given)
+
+
+def tal_alpha_off(*, alpha, **given):
+    return right("tal")(alpha=alpha + 0.01, **given)
+
+
+def tal_index_shifted(**given):
+    outputs = right("tal")(**given)
+    shifted = outputs["target_gt_idx"].roll(1, -1)
+    return {**outputs, "target_gt_idx": shifted}
+
+
+def tal_every_output_shifted(**given):
+    """The whole assignment one anchor further: consistent in itself, so only the comparator can see it."""
+    return {name: value.roll(1, 1) for name, value in right("tal")(**given).items()}
+
+
+def tal_mutates(*, gt_bboxes, **given):
+    outputs = right("tal")(gt_bboxes=gt_bboxes, **given)
+    with torch.no_grad():
+        gt_bboxes += 0.5
+    return outputs
+
+
+def tal_leaks_gradient(*, pd_scores, **given):
+    outputs = right("tal")(pd_scores=pd_scores, **given)
+    return {**outputs, "target_scores": outputs["target_scores"] + 0 * pd_scores.sum()}
+
+
+def tal_raises(**given):
+    raise RuntimeError("planted")
+
+
+def tal_exits(**given):
+    os._exit(3)
+
+
+def tal_hangs(**given):
+    time.sleep(600)
+
+
+def simota(**given):
+    return right("simota")(**given)
+
+
+def simota_radius_off(**given):
+    return right("simota")(**{**given, "radius": 2.4})
+
+
+def simota_no_penalty(**given):
+    return right("simota")(**{**given, "penalty": 0.0})
+
+
+def hungarian(**given):
+    return right("hungarian")(**given)
+
+
+def hungarian_no_giou(*, giou_cost, **given):
+    return right("hungarian")(giou_cost=0.0, **given)
+
+
+def hungarian_index_shifted(**given):
+    outputs = dict(right("hungarian")(**given))
+    return {**outputs, "queries": outputs["queries"] + 1}
