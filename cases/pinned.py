@@ -17,7 +17,7 @@ def pinned(operation: str | None = None, **options: Any) -> list[Case]:
     damaged file.
     """
     found = []
-    for file in sorted(FOLDER.glob("*.safetensors")):
+    for file in sorted(FOLDER.glob("*.safetensors"), key=lambda file: file.stem):
         case = Case.load(file)
         if operation is None or (
             case.operation == operation and importlib.import_module(f"cases.{operation}").allows(case, **options)

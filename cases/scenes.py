@@ -168,7 +168,8 @@ def common_tags(scene: Scene, dtype: str) -> set[str]:
         tags.add("empty-image")
     if not any(scene.counts):
         tags.add("no-ground-truth")
-    if scene.prediction in ("tied", "uniform") or "identical" in scene.tags:
+    repeated = any(len({t.box for t in image}) < len(image) for image in scene.images)
+    if repeated or scene.prediction in ("tied", "uniform"):
         tags.add("tie")
     extent = 2 * prediction_kinds.MARGIN
     if dtype == "float16" and (scene.frame.width + extent) ** 2 + (scene.frame.height + extent) ** 2 > HALF_LARGEST:

@@ -17,7 +17,10 @@ from cases.predictions import anchor_predictions, spoil
 from cases.scenes import PADDING_CONTENTS, Scene, common_tags, draw_scene, inside, padded, scene_from_labels
 
 #: Change it whenever the same draws give another case.
-STRATEGY_VERSION = 1
+STRATEGY_VERSION = 2
+
+#: Pixels.
+_LEAST_SIDE = 0.1
 
 #: Half side of the centre square in strides, of the release that the articles describe.
 _RADIUS = 2.5
@@ -50,11 +53,14 @@ def build(scene: Scene, dtype: str, origin: str, extra: int = 0, content: str = 
     predictions = anchor_predictions(
         scene.prediction, scene.seed, scene.frame, scene.boxes, scene.class_indices, scene.num_classes
     )
+    # Decoded sizes are exponentials: small, never zero. Boxes of no area would only try 0/0 (spec 4.9).
+    predicted = centre_form(predictions.boxes)
+    predicted[..., 2:] = np.maximum(predicted[..., 2:], _LEAST_SIDE)
     columns, rows, strides = scene.frame.cells.T
     arrays = {
         "gt_boxes": centre_form(boxes),
         "gt_classes": labels,
-        "pred_boxes": centre_form(predictions.boxes),
+        "pred_boxes": predicted,
         "cls_logits": predictions.logits,
         "obj_logits": predictions.objectness,
         "strides": strides[None].copy(),

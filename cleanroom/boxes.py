@@ -46,20 +46,28 @@ def complete_iou(first: BoxTerms, second: BoxTerms, alpha: str = "stable") -> Te
     Returns:
         CIoU, NaN where a coordinate is NaN.
     """
-    inner = torch.minimum(first.right, second.right).sub_(torch.maximum(first.left, second.left)).clamp_(min=0)
-    inner *= torch.minimum(first.bottom, second.bottom).sub_(torch.maximum(first.top, second.top)).clamp_(min=0)
+    across = first.left, first.right, second.left, second.right
+    along = first.top, first.bottom, second.top, second.bottom
+    inner = _shared(*across).mul_(_shared(*along))
     iou = inner.div_((first.area + second.area).sub_(inner).add_(EPS))
-
-    outer_width = torch.maximum(first.right, second.right).sub_(torch.minimum(first.left, second.left))
-    outer_height = torch.maximum(first.bottom, second.bottom).sub_(torch.minimum(first.top, second.top))
-    diagonal = outer_width.square_().add_(outer_height.square_()).add_(EPS)
-    shift_x = (second.left + second.right - first.left).sub_(first.right)
-    shift_y = (second.top + second.bottom - first.top).sub_(first.bottom)
-    distance = shift_x.square_().add_(shift_y.square_()).div_(4).div_(diagonal)
-
+    diagonal = _enclosing(*across).square_().add_(_enclosing(*along).square_()).add_(EPS)
+    distance = _shift(*across).square_().add_(_shift(*along).square_()).div_(4).div_(diagonal)
     aspect = (second.angle - first.angle).square_().mul_(4 / math.pi**2)
-    if alpha == "stable":
-        weight = aspect / (1 - iou).add_(aspect).add_(EPS)
-    else:
-        weight = aspect / (aspect - iou).add_(1 + EPS)
-    return iou.sub_(distance.add_(weight.mul_(aspect)))
+    scale = (1 - iou).add_(aspect).add_(EPS) if alpha == "stable" else (aspect - iou).add_(1 + EPS)
+    return iou.sub_(distance.add_((aspect / scale).mul_(aspect)))
+
+
+# Along one axis, the first interval's ends before the second's.
+
+
+def _shared(low: Tensor, high: Tensor, other_low: Tensor, other_high: Tensor) -> Tensor:
+    return torch.minimum(high, other_high).sub_(torch.maximum(low, other_low)).clamp_(min=0)
+
+
+def _enclosing(low: Tensor, high: Tensor, other_low: Tensor, other_high: Tensor) -> Tensor:
+    return torch.maximum(high, other_high).sub_(torch.minimum(low, other_low))
+
+
+def _shift(low: Tensor, high: Tensor, other_low: Tensor, other_high: Tensor) -> Tensor:
+    """Twice the distance of the centres."""
+    return (other_low + other_high - low).sub_(high)

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from harness.gate import HOLDS_ALL, INTERRUPTED, WRONG_REQUEST
 
+SHOWN_DETAIL = 400
+"""Characters of a failure's detail in the terminal; the report has all of it."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; errors of the request are one line on standard error and exit code 4."""
@@ -186,26 +189,35 @@ def _plan(arguments: argparse.Namespace):
 
 def _print_summary(summary: dict, path: Path) -> None:
     out = sys.stdout.write
+    width = max([len(row["candidate"]) for row in summary["operations"] + summary["measurements"]], default=0)
     for row in summary["operations"]:
         out(
-            f"{row['operation']:<10} {row['oracle']:<22} {row['candidate']:<8} {row['cases']:>5} cases: "
+            f"{row['operation']:<10} {row['oracle']:<21} {row['candidate']:<{width}} {row['cases']:>5} cases: "
             f"{row['match']} match, {row['tie']} tie ({row['tie_share']:.1%}), {row['mismatch']} mismatch, "
             f"{row['other']} other\n"
         )
     for row in summary["measurements"]:
         if row["speedup"] is not None:
             out(
-                f"{row['operation']:<10} {row['oracle']:<22} {row['candidate']:<8} {row['workload']:<10} "
-                f"{row['speedup']:.1f}x [{row['speedup_low']:.1f}, {row['speedup_high']:.1f}], peak memory "
+                f"{row['operation']:<10} {row['oracle']:<21} {row['candidate']:<{width}} {row['workload']:<10} "
+                f"{row['speedup']:.1f}x {_interval(row)}, peak memory "
                 f"{row['peak_bytes_candidate'] / 1e6:.1f} MB for {row['peak_bytes_oracle'] / 1e6:.1f} MB\n"
             )
     for bar in summary["gate"]:
         if not bar["ok"]:
             out(f"fell: {bar['bar']}: {bar['value']:.4g}, bar {bar['limit']:g} ({bar['reason']})\n")
-    for failure in summary.get("failures", []):
-        out(f"{failure}\n")
+    for row in summary["failures"]:
+        out(f"{row['verdict']} of {row['operation']} on {row['oracle']}, {row['candidate']}, {row['cases']} cases: ")
+        out(f"{row['detail'][:SHOWN_DETAIL]}\n  python -m harness replay {path / row['replay']}\n")
     out(f"{summary['sentence']}\nreport: {path / 'report.html'}\n")
     out(f"{summary['passed']} passed, {summary['failed']} failed\n")
+
+
+def _interval(row: dict) -> str:
+    """The 99% interval, which one pair of samples does not have."""
+    if row["speedup_low"] is None:
+        return "[one pair]"
+    return f"[{row['speedup_low']:.1f}, {row['speedup_high']:.1f}]"
 
 
 def _list(arguments: argparse.Namespace) -> int:

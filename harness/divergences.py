@@ -65,9 +65,9 @@ def _oracle_non_finite(entry: Divergence, dispute: Dispute) -> bool:
 
 
 def _input_non_finite(entry: Divergence, dispute: Dispute) -> bool:
-    """As above, and a NaN or infinite input is the reason."""
-    inputs = (value for value in dispute.case.tensors.values() if value.is_floating_point())
-    return _oracle_non_finite(entry, dispute) and any(not bool(value.isfinite().all()) for value in inputs)
+    """As above, and a NaN or infinite prediction is the reason."""
+    predictions = (dispute.case.tensors[name] for name in dispute.operation.predictions)
+    return _oracle_non_finite(entry, dispute) and any(not bool(value.isfinite().all()) for value in predictions)
 
 
 def _dtype_differs(entry: Divergence, dispute: Dispute) -> bool:

@@ -22,6 +22,9 @@ BARS = Path(__file__).with_name("gate.toml")
 HOLDS_ALL, FELL, INTERRUPTED, INCOMPLETE, WRONG_REQUEST, NOTHING_TRIED = range(6)
 """Exit codes of every command (`design.md`)."""
 
+FEWEST_FOR_A_SHARE = 30
+"""Cases of a dtype under which a share of ties says nothing, so its cap is not held against the run."""
+
 GROUP = ["operation", "oracle", "candidate", "device"]
 MEASURED = ["speedup", "speedup_low", "speedup_high", "peak_bytes_oracle", "peak_bytes_candidate"]
 
@@ -65,6 +68,7 @@ def summarise(
         "sentence": _sentence(operations, failed, code, lost),
         "lost": list(lost),
         "gate": [vars(bar) for bar in bars],
+        "failures": _failures(verdicts),
         "operations": operations,
         "measurements": _measurements(measurements),
     }
@@ -91,6 +95,19 @@ def _operations(verdicts: pd.DataFrame) -> list[dict[str, Any]]:
     return found
 
 
+def _failures(verdicts: pd.DataFrame) -> list[dict[str, Any]]:
+    """One line a kind of failure: how often, and the first (shrunk where shrinking got anywhere) with its file."""
+    if not len(verdicts):
+        return []
+    fell = verdicts[~verdicts["verdict"].isin(HOLDS)].sort_values("index", kind="stable")
+    if "shrunk" in fell:
+        fell = fell.sort_values("shrunk", kind="stable", na_position="last")
+    kind = [*GROUP, "verdict", "output"]
+    first = fell.drop_duplicates(kind)[[*kind, "detail", "replay"]].to_dict("records")
+    counts = fell.groupby(kind).size()
+    return [{**row, "cases": int(counts[tuple(row[name] for name in kind)])} for row in first]
+
+
 def _tie_bars(verdicts: pd.DataFrame) -> list[Bar]:
     """One bar a (group, dtype): half precision ties more often, and each dtype has its own cap."""
     bars = []
@@ -98,6 +115,8 @@ def _tie_bars(verdicts: pd.DataFrame) -> list[Bar]:
         return bars
     for key, rows in verdicts.groupby([*GROUP, "dtype"], sort=True):
         operation, oracle, candidate, _, dtype = key
+        if len(rows) < FEWEST_FOR_A_SHARE:
+            continue
         cap = declaration(operation).tie_cap[dtype]
         share = float((rows["verdict"] == "tie").mean())
         bars.append(
@@ -119,10 +138,8 @@ def _tried_bars(verdicts: pd.DataFrame, plan: Plan) -> list[Bar]:
         return bars
     for operation, oracle in plan.pairs():
         for candidate in plan.candidates:
-            tried = 0
-            if len(verdicts):
-                own = verdicts[GROUP[:3]] == (operation, oracle, candidate)
-                tried = int(own.all(axis=1).sum())
+            own = {"operation": operation, "oracle": oracle, "candidate": candidate}
+            tried = int(verdicts[list(own)].eq(own).all(axis=1).sum()) if len(verdicts) else 0
             bars.append(
                 Bar(
                     f"cases of {operation}, {candidate} against {oracle}",

@@ -17,6 +17,16 @@ Settings = Mapping[str, Any]
 Implementation = Callable[..., Any]
 
 
+CHECKOUT = "+checkout"
+"""Suffix of the version of a local checkout, which says of itself what the last release said."""
+
+
+def release(version: str) -> tuple[int, ...]:
+    """(8, 4, 190) of "8.4.190"; a version that is not all numbers counts as newer than every release."""
+    parts = version.removesuffix(CHECKOUT).split(".")
+    return tuple(int(part) for part in parts) if all(part.isdigit() for part in parts) else (99,)
+
+
 @dataclass(frozen=True)
 class Input:
     """A named input tensor of an operation."""
@@ -71,6 +81,8 @@ class Operation:
     outputs: tuple[Output, ...]
     upstreams: Mapping[str, Upstream]
     candidates: Mapping[str, Implementation]
+    predictions: tuple[str, ...]
+    """Inputs that a network makes: where NaN and infinity come from in training."""
     compare: Callable[[Evidence], Finding]
     invariants: Callable[[Case, Tensors], str | None]
     """What must hold of any result, an oracle at hand or not: None, or what does not hold."""

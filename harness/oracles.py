@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import reference
+from harness.operation import CHECKOUT
 
 
 def pins() -> list[str]:
@@ -19,8 +20,9 @@ def package(oracle: str) -> str:
 
 
 def version(oracle: str) -> str:
-    """The version of an oracle that is present; OracleError says how to bring one that is not."""
-    return locate(oracle).version
+    """The version by which eras are chosen; that of a local checkout ends in "+checkout"."""
+    checkout = bool(reference.OracleSpec.parse(oracle).folder)
+    return locate(oracle).version + (CHECKOUT if checkout else "")
 
 
 def locate(oracle: str) -> reference.Location:

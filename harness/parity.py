@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -21,16 +21,15 @@ if TYPE_CHECKING:
 
 LABEL_BATCH = 8
 STAGES = ("early", "mid", "late")
+MOST_LOSSES = 3
+"""Every loss of a worker costs a restart or a whole time limit: a candidate that loses it so often is not tried
+again in this shard, and each remaining case says so in its verdict."""
 SPARE = 1.5
 """Hypothesis repeats itself now and then; so many more draws are allowed to reach the number of cases."""
 
 
 class Interrupted(RuntimeError):  # noqa: N818
     """The run was asked to stop."""
-
-
-class _Found(Exception):  # noqa: N818 - tells Hypothesis that a case fails
-    pass
 
 
 @dataclass
@@ -47,14 +46,17 @@ class Shard:
     progress: Callable[[], None] = lambda: None
     stopped: Callable[[], bool] = lambda: False
     _seen: set[str] = field(default_factory=set)
+    _losses: Counter[str] = field(default_factory=Counter)
+    _lost: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self) -> None:
         """Judge every case once and save a shrunk counterexample of each kind of failure."""
         for case in self._stored():
             self._record(case)
         failing = self._generated()
-        for key in failing:
-            self._shrink(key)
+        if self.plan.shrink_seconds:
+            for key in failing:
+                self._shrink(key)
 
     def _stored(self) -> Iterator[Case]:
         from cases.pinned import pinned
@@ -63,10 +65,6 @@ class Shard:
         yield from pinned(self.operation, **allowed)
         if self.plan.labels:
             yield from label_cases(self.operation, self.plan, allowed)
-
-    def _strategy(self):
-        module = import_module(f"cases.{self.operation}")
-        return module.cases(dtypes=self.plan.dtypes, **options(self.operation, self.oracle))
 
     def _generated(self) -> list[tuple[str, str, str]]:
         """Judge the generated cases; returns the kinds of failure seen, in order."""
@@ -84,26 +82,16 @@ class Shard:
                 if row["verdict"] not in HOLDS:
                     failing[row["candidate"], row["verdict"], row["output"]] = None
 
-        self._explore(one, int(wanted * SPARE), shrink=False)
+        self._explore(one, shrink=False)
         return list(failing)
 
-    def _explore(self, one: Callable[[Case], None], examples: int, *, shrink: bool) -> None:
-        import hypothesis
-        from hypothesis import HealthCheck, Phase, settings
+    def _explore(self, visit: Callable[[Case], None], *, shrink: bool) -> None:
+        from harness.drawing import explore
 
-        phases = (Phase.generate, Phase.shrink) if shrink else (Phase.generate,)
-        test = hypothesis.given(self._strategy())(one)
-        test = settings(
-            max_examples=examples,
-            phases=phases,
-            database=None,
-            deadline=None,
-            derandomize=False,
-            report_multiple_bugs=False,
-            print_blob=False,
-            suppress_health_check=list(HealthCheck),
-        )(test)
-        hypothesis.seed(self.plan.seed)(test)()
+        strategy = import_module(f"cases.{self.operation}").cases(
+            dtypes=self.plan.dtypes, **options(self.operation, self.oracle)
+        )
+        explore(strategy, visit, seed=self.plan.seed, examples=int(self.plan.examples * SPARE), shrink=shrink)
 
     def _origin(self, index: int) -> str:
         version = import_module(f"cases.{self.operation}").STRATEGY_VERSION
@@ -132,7 +120,9 @@ class Shard:
         """Rows of verdicts; whoever takes the worker down gets the verdict, the rest are judged again."""
         if self.stopped():
             raise Interrupted
-        stored, rows = case.to_bytes(), []
+        stored = case.to_bytes()
+        rows = [self._lost[name] for name in candidates if self._losses[name] >= MOST_LOSSES]
+        candidates = tuple(name for name in candidates if self._losses[name] < MOST_LOSSES)
         while candidates:
             try:
                 rows += self.worker.request("judge", self.operation, stored, candidates)
@@ -140,9 +130,12 @@ class Shard:
             except WorkerLost as lost:
                 kind, _, name = lost.stage.partition(" ")
                 guilty = (name,) if kind in {"candidate", "compare"} else candidates
-                detail = f"{lost.stage}: {lost.reason}"
-                rows += [_lost(candidate, lost.verdict, detail) for candidate in guilty]
-                candidates = tuple(candidate for candidate in candidates if candidate not in guilty)
+                for name in guilty:
+                    rows.append(_lost(name, lost.verdict, f"{lost.stage}: {lost.reason}"))
+                    self._losses[name] += 1
+                    repeated = f"not tried again after {MOST_LOSSES} losses of the worker, the last at {lost.stage}"
+                    self._lost[name] = _lost(name, lost.verdict, f"{repeated}: {lost.reason}")
+                candidates = tuple(name for name in candidates if name not in guilty)
         return [self._strict(case, row) for row in rows]
 
     @staticmethod
@@ -181,14 +174,16 @@ class Shard:
 
     def _shrink(self, key: tuple[str, str, str]) -> None:
         """Let Hypothesis shrink the first case that fails as `key` says, and save the smallest seen."""
+        from harness.drawing import Fails
+
         candidate, verdict, _ = key
         first = next(
             row
             for row in self.done.values()
             if (row["candidate"], row["verdict"], row["output"]) == key and row["operation"] == self.operation
         )
-        if first.get("shrunk") or verdict == "timeout":
-            # Every step of a hang costs the whole limit; the case as drawn is saved already.
+        if first.get("shrunk") or verdict in {"timeout", "crash"}:
+            # Every step would cost a restart or the whole limit; the case as drawn is saved already.
             return
         known = {digest: self._fails(row, key) for (digest, name), row in self.done.items() if name == candidate}
         smallest: list[Case] = []
@@ -201,10 +196,9 @@ class Shard:
                 known[case.digest] = not expired and self._fails(self._judge(case, (candidate,))[0], key)
             if known[case.digest]:
                 smallest[:] = [case]
-                raise _Found
+                raise Fails
 
-        with contextlib.suppress(_Found):
-            self._explore(one, int(self.plan.examples * SPARE), shrink=True)
+        self._explore(one, shrink=True)
         if smallest:
             case = replace(smallest[0], origin=f"shrunk:from {first['case']}")
             replay = self._save(case, candidate)

@@ -38,7 +38,7 @@ def provenance(plan: Plan, argv: list[str]) -> dict[str, Any]:
         "seed": plan.seed,
         "examples": plan.examples,
         "device": plan.device,
-        "device_name": torch.cuda.get_device_name() if plan.device == "cuda" else platform.processor() or "CPU",
+        "device_name": torch.cuda.get_device_name() if plan.device == "cuda" else _processor(),
         "driver": _driver() if plan.device == "cuda" else None,
         "threads": torch.get_num_threads(),
         "cpu": os.cpu_count(),
@@ -166,6 +166,16 @@ def _commit() -> tuple[str, bool]:
     except (OSError, subprocess.CalledProcessError):
         return "unknown", False
     return commit.stdout.strip(), bool(status.stdout.strip())
+
+
+def _processor() -> str:
+    """Model name of the processor; `platform.processor()` is empty on most Linux systems."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def _driver() -> str | None:

@@ -53,25 +53,22 @@ def workloads(plan: Plan, operation: str) -> tuple[str, ...]:
     return chosen + ((LABELS_WORKLOAD,) if plan.labels else ())
 
 
-def workload_case(plan: Plan, row: Row) -> Case:
+def build_case(plan: Plan, row: Row) -> Case:
     """The fixed case of a workload, float32."""
-    from importlib import import_module
-
     from cases.labels import read_labels
-    from cases.workloads import workload_case as build
+    from cases.workloads import labels_case, workload_case
 
     allowed = options(row.operation, row.oracle)
     if row.workload == LABELS_WORKLOAD:
-        images = read_labels(plan.labels).images[:16]
-        return import_module(f"cases.{row.operation}").from_labels(images, "mid", plan.seed, "float32", **options)
-    return build(row.workload, row.operation, "float32", **allowed)
+        return labels_case(read_labels(plan.labels), row.operation, "float32", **allowed)
+    return workload_case(row.workload, row.operation, "float32", **allowed)
 
 
 def take(plan: Plan, row: Row, folder: RunFolder, worker: Worker, threads: int) -> None:
     """Measure one row and append its samples and its line; a lost worker is a line too, with the reason."""
     identity = {**vars(row), "device": plan.device, "direction": DIRECTION}
     limits = {"budget_seconds": plan.row_seconds, "seed": plan.seed}
-    stored = workload_case(plan, row).to_bytes()
+    stored = build_case(plan, row).to_bytes()
     try:
         answer = worker.request("measure", row.operation, stored, row.candidate, limits, time_limit=ROW_LIMIT)
     except WorkerLost as lost:

@@ -130,7 +130,9 @@ class _Session:
         return rows
 
     def _era(self, operation) -> dict[str, Any]:
-        return operation.upstreams[self._oracle.name].era(self._oracle.version)
+        from harness.oracles import version
+
+        return operation.upstreams[self._oracle.name].era(version(self._settings.oracle))
 
     def _bound(self, operation, case):
         def call(tensors):

@@ -9,6 +9,7 @@ import ast
 import importlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -127,6 +128,7 @@ def load(spec: OracleSpec, cache: Path | None = None) -> Oracle:
 
 def _quieten(settings: Path, oracle: Oracle) -> None:
     """Keep upstream off the network, the terminal and the user's home; its settings files go to the cache."""
+    warnings.filterwarnings("ignore", module=rf"{oracle.name}\.")
     own = settings / f"{oracle.name}-{oracle.version}"
     own.mkdir(parents=True, exist_ok=True)
     os.environ |= {

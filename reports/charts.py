@@ -64,7 +64,7 @@ def draw(run: Run, quantity: Quantity) -> str | None:
     if frame is None:
         return None
     values = frame[[quantity.upstream, quantity.candidate]].to_numpy().ravel()
-    values = [float(value) for value in values if value > 0]
+    values = [float(value) for value in values if _drawable(value)]
     if not values:
         return None
     import altair as alt
@@ -74,7 +74,7 @@ def draw(run: Run, quantity: Quantity) -> str | None:
     groups = list(frame.groupby(list(GROUP), sort=False))
     panels = [
         _panel(
-            text.clean(title(*key)),
+            text.clean(title(*key)),  # a control character makes vl-convert abort the whole process
             _points(rows, quantity, frame["direction"].nunique()),
             axis,
             key == groups[-1][0],
@@ -98,6 +98,10 @@ def draw(run: Run, quantity: Quantity) -> str | None:
     return _accessible(vl_convert.vegalite_to_svg(chart.to_dict()), quantity.name, _spoken(frame, quantity))
 
 
+def _drawable(value: float) -> bool:
+    return 0 < value < math.inf
+
+
 def _axis(values: list[float], quantity: Quantity) -> dict[str, Any]:
     """Scale and ticks shared by all panels: decades, or 1-2-5 where they are few; room for the ratios."""
     low, high = min(values), max(values)
@@ -119,7 +123,7 @@ def _points(rows: pd.DataFrame, quantity: Quantity, directions: int) -> list[dic
     records = []
     for row in rows.to_dict("records"):
         upstream, candidate = (
-            row[column] if row[column] > 0 else None for column in (quantity.upstream, quantity.candidate)
+            row[column] if _drawable(row[column]) else None for column in (quantity.upstream, quantity.candidate)
         )
         known = [value for value in (upstream, candidate) if value is not None]
         records.append(

@@ -54,7 +54,8 @@ def sentence(run: Run) -> str:
     ends = extremes(run)
     if ends:
         slowest, fastest = (text.ratio(row["speedup"]) for row in ends)
-        said.append(f"the candidates run at {slowest} to {fastest} upstream's speed")
+        span = slowest if slowest == fastest else f"{slowest} to {fastest}"
+        said.append(f"the candidates run at {span} upstream's speed")
     verdict = run.summary["sentence"] if run.summary is not None else _so_far(run, rows)
     measures = "; ".join(said)
     return f"{verdict} {measures[0].upper()}{measures[1:]}." if said else verdict

@@ -24,8 +24,8 @@ def clean(text: str) -> str:
 
 
 def absent(value: object) -> bool:
-    """Whether a value of a frame stands for no value: None, NaN or pandas' NA."""
-    return value is None or value != value or type(value).__name__ == "NAType"  # noqa: PLR0124 (NaN differs from itself)
+    """Whether a value of a frame stands for no value: None or NaN."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def significant(value: float) -> str:

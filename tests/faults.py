@@ -9,6 +9,7 @@ from unittest import mock
 
 import torch
 
+from cleanroom.assign import _simota_sparse, _tal_sparse, _tal_terms
 from harness.operations import operation
 
 
@@ -27,6 +28,34 @@ def tal_topk_one_less(*, topk, **given):
 
 def tal_alpha_off(*, alpha, **given):
     return right("tal")(alpha=alpha + 0.01, **given)
+
+
+def tal_diou(**given):
+    """CIoU without its aspect term."""
+    complete_iou = _tal_terms.complete_iou
+
+    def distance_iou(first, second, alpha):
+        same = torch.zeros((), dtype=first.angle.dtype)
+        return complete_iou(first._replace(angle=same), second._replace(angle=same), alpha)
+
+    with mock.patch.object(_tal_terms, "complete_iou", distance_iou):
+        return right("tal")(**given)
+
+
+def tal_conflict_by_metric(**given):
+    """An anchor that several ground truths propose goes to the largest metric instead of the largest overlap."""
+    resolved, weighed = _tal_sparse._resolved, _tal_sparse._weighed
+
+    def by_metric(*arguments):
+        pairs = weighed(*arguments)
+        return pairs._replace(overlap=pairs.metric)
+
+    def resolved_by_metric(*arguments):
+        with mock.patch.object(_tal_sparse, "_weighed", by_metric):
+            return resolved(*arguments)
+
+    with mock.patch.object(_tal_sparse, "_resolved", resolved_by_metric):
+        return right("tal")(**given)
 
 
 def tal_index_shifted(**given):
@@ -56,11 +85,11 @@ def tal_raises(**given):
     raise RuntimeError("planted")
 
 
-def tal_exits(**given):
+def exits(**given):
     os._exit(3)
 
 
-def tal_hangs(**given):
+def hangs(**given):
     time.sleep(600)
 
 
@@ -74,6 +103,29 @@ def simota_radius_off(**given):
 
 def simota_no_penalty(**given):
     return right("simota")(**{**given, "penalty": 0.0})
+
+
+def simota_k_rounded(**given):
+    """Dynamic k rounded to the nearest integer instead of truncated."""
+
+    def rounded(iou, dtype):
+        largest = iou.nan_to_num(nan=0.0).topk(min(10, iou.shape[-1])).values
+        return largest.to(dtype).sum(-1).round().to(torch.int64).clamp_(min=1)
+
+    with mock.patch.object(_simota_sparse, "dynamic_k", rounded):
+        return right("simota")(**given)
+
+
+def simota_conflict_by_overlap(**given):
+    """A contested anchor goes to the ground truth of the largest overlap instead of the lowest cost."""
+    cheapest = _simota_sparse._cheapest
+
+    def most_overlapping(*arguments):
+        with mock.patch.object(_simota_sparse, "pair_cost", lambda *terms: -terms[3]):
+            return cheapest(*arguments)
+
+    with mock.patch.object(_simota_sparse, "_cheapest", most_overlapping):
+        return right("simota")(**given)
 
 
 def hungarian(**given):

@@ -25,12 +25,14 @@ from cleanroom.assign._simota_cost import (
 )
 from cleanroom.assign._simota_levels import Levels, search, spread
 
-# Elements of the largest temporary: small enough for a core's own cache.
-BLOCK = 1 << 16
+# Elements of the largest temporary: small enough for a core's own cache, and PyTorch's grain, beyond which it wakes
+# threads whose barriers cost such short kernels more than they bring.
+BLOCK = 1 << 15
 
 
 def match_sparse(
     gt_boxes: Tensor,
+    gt_classes: Tensor,
     labels: Tensor,
     real: Tensor,
     pred_boxes: Tensor,
@@ -39,35 +41,26 @@ def match_sparse(
     grid: Grid,
     levels: Levels,
     rules: Rules,
-) -> tuple[Tensor, Tensor]:
-    """Return the ground truth of each anchor, (B, N) int64, -1 for background, and their overlap, 0 there.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the ground truth, class and overlap of each anchor, (B, N) each, with -1, 0 and 0 for background.
 
     Takes what match_static takes, and the levels of the grid.
     """
-    shape = pred_boxes.shape[0], pred_boxes.shape[1]
+    shape = pred_boxes.shape[:2]
     iou_dtype = torch.promote_types(gt_boxes.dtype, pred_boxes.dtype)
     image, row = real.nonzero(as_tuple=True)
     boxes, pred_boxes = widen(gt_boxes[image, row]), pred_boxes.flatten(0, 1)
-    candidate, gt, anchor = search(boxes, image, shape, levels, rules)
-    k = _count(boxes, pred_boxes, image, candidate.view(shape), iou_dtype)
-
     costs = _Costs(boxes, labels[image, row], pred_boxes, cls_logits, obj_logits, grid, rules)
-    gt, anchor, short = _choose_free(costs, gt, anchor, k)
-    if len(short):
-        more = _choose_any(costs, short, image, candidate.view(shape), k)
-        gt, anchor = torch.cat([gt, more[0]]), torch.cat([anchor, more[1]])
+    anchor, owner = _match(costs, image, shape, levels, iou_dtype)
+    del costs  # a float64 an anchor, before the outputs are made
 
     matched_gt = torch.full((len(pred_boxes),), -1, device=pred_boxes.device)
-    matched_gt[anchor] = gt
-    ordered = anchor.sort().values
-    contested = ordered[1:][ordered[1:] == ordered[:-1]].unique_consecutive()
-    if len(contested):
-        matched_gt[contested] = _cheapest(costs, contested, image, shape)
-    owner = matched_gt[anchor]
     matched_gt[anchor] = row[owner]
+    matched_classes = torch.zeros_like(matched_gt, dtype=gt_classes.dtype)
+    matched_classes[anchor] = gt_classes[image, row][owner]
     matched_iou = torch.zeros_like(matched_gt, dtype=iou_dtype)
     matched_iou[anchor] = overlap(corners(boxes[owner]), corners(widen(pred_boxes[anchor]))).to(iou_dtype)
-    return matched_gt.view(shape), matched_iou.view(shape)
+    return matched_gt.view(shape), matched_classes.view(shape), matched_iou.view(shape)
 
 
 class _Costs:
@@ -113,6 +106,26 @@ class _Costs:
                 self.cls_logits.index_select(0, part), self.obj_logits.index_select(0, part)
             )
         self._known[new] = True
+
+
+def _match(
+    costs: _Costs, image: Tensor, shape: tuple[int, int], levels: Levels, iou_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return the foreground anchors and the ground truth of each."""
+    candidate, gt, anchor = search(costs.gt_boxes, image, shape, levels, costs.rules)
+    candidate = candidate.view(shape)
+    k = _count(costs.gt_boxes, costs.pred_boxes, image, candidate, iou_dtype)
+    gt, anchor, short = _choose_free(costs, gt, anchor, k)
+    if len(short):
+        more_gt, more_anchor = _choose_any(costs, short, image, candidate, k)
+        gt, anchor = torch.cat([gt, more_gt]), torch.cat([anchor, more_anchor])
+    anchor, place, claims = anchor.unique(return_inverse=True, return_counts=True)
+    owner = torch.empty_like(anchor)
+    owner[place] = gt
+    contested = claims > 1
+    if contested.any():
+        owner[contested] = _cheapest(costs, anchor[contested], image, shape)
+    return anchor, owner
 
 
 def _count(gt_boxes: Tensor, pred_boxes: Tensor, image: Tensor, candidate: Tensor, iou_dtype: torch.dtype) -> Tensor:

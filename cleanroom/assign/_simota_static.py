@@ -20,11 +20,12 @@ from cleanroom.assign._simota_cost import (
     widen,
 )
 
-ROWS = 16
+ROWS = 8
 
 
 def match_static(
     gt_boxes: Tensor,
+    gt_classes: Tensor,
     labels: Tensor,
     real: Tensor,
     pred_boxes: Tensor,
@@ -32,10 +33,11 @@ def match_static(
     obj_logits: Tensor,
     grid: Grid,
     rules: Rules,
-) -> tuple[Tensor, Tensor]:
-    """Return the ground truth of each anchor, (B, N) int64, -1 for background, and their overlap, 0 there.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the ground truth, class and overlap of each anchor, (B, N) each, with -1, 0 and 0 for background.
 
-    gt_boxes (B, M, 4), labels (B, M) int64 in [0, C), real (B, M) bool; the rest as in simota_assign.
+    gt_boxes (B, M, 4), gt_classes (B, M), labels (B, M) int64 in [0, C), real (B, M) bool; the rest as in
+    simota_assign.
     """
     iou_dtype = torch.promote_types(gt_boxes.dtype, pred_boxes.dtype)
     gt_boxes, pred_boxes = widen(gt_boxes), widen(pred_boxes)
@@ -73,8 +75,10 @@ def match_static(
         cheapest = torch.where(cheaper, row_here + rows.start, cheapest)
         lowest_cost = torch.where(cheaper, cost_here, lowest_cost)
     owner = torch.where(claims > 1, cheapest, claimant)
-    owned = gt_boxes.gather(1, owner.clamp(min=0)[..., None].expand(-1, -1, 4))
-    return owner, overlap(corners(owned), corners(pred_boxes)).masked_fill_(owner < 0, 0).to(iou_dtype)
+    row, background = owner.clamp(min=0), owner < 0
+    owned = gt_boxes.gather(1, row[..., None].expand(-1, -1, 4))
+    iou = overlap(corners(owned), corners(pred_boxes)).masked_fill_(background, 0)
+    return owner, gt_classes.gather(1, row).masked_fill_(background, 0), iou.to(iou_dtype)
 
 
 def _stream_background(cls_logits: Tensor, obj_logits: Tensor) -> Tensor:

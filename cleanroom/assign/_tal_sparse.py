@@ -22,8 +22,10 @@ from cleanroom.assign._tal_terms import (
 )
 from cleanroom.boxes import BoxTerms
 
-# Pairs looked at together, but for a row that has more on its own: small enough for the caches of a CPU.
-CHUNK_PAIRS = 1 << 16
+# Pairs looked at together, give or take a row. With 8400 anchors fewer than 2**15 always, which fits the caches and
+# is where PyTorch starts to split one operation over threads: hundreds of such hand-overs cost more than they bring,
+# and orders of magnitude more where other processes want the cores too.
+CHUNK_PAIRS = 24_000
 # Entries of the tables (rows, distinct coordinates) that find those pairs.
 CHUNK_TABLE = 1 << 19
 LOW_HALF = (1 << 32) - 1
@@ -46,8 +48,25 @@ class Grid(NamedTuple):
         return cls(xs, ys, order, place)
 
 
+class GridMemory:
+    """The grid of the last points: they are the same step after step, and sorting them is a third of a small call."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, Grid] | None = None
+
+    def __call__(self, points: Tensor) -> Grid:
+        """Return `Grid.of(points)`."""
+        last = self._last
+        if last is None or last[0].dtype != points.dtype or not torch.equal(last[0], points):
+            last = self._last = points.clone(), Grid.of(points)
+        return last[1]
+
+
+_grid = GridMemory()
+
+
 class Rows(NamedTuple):
-    """The valid ground truths, R of them; all (R,)."""
+    """The valid ground truths, R of them; all tensors (R,)."""
 
     image: Tensor  # ascending
     index: Tensor  # within the image
@@ -55,6 +74,7 @@ class Rows(NamedTuple):
     edges: tuple[Tensor, Tensor, Tensor, Tensor]  # left, top, right, bottom of the candidate region
     label: Tensor  # as given
     column: Tensor  # of the scores
+    bad_labels: bool  # some row's column does not exist
 
 
 class Pairs(NamedTuple):
@@ -92,7 +112,7 @@ def assign_sparse(scene: Scene, rules: Rules) -> Assignment:
         return result
 
     chunks = []
-    for row, anchor in _candidates(Grid.of(scene.points), rows):
+    for row, anchor in _candidates(_grid(scene.points), rows):
         pairs = _weighed(scene, rows, row, anchor, rules)
         chunks.append(pairs.at(_largest(pairs, rules.topk, total)))
     if not chunks:
@@ -113,15 +133,17 @@ def assign_sparse(scene: Scene, rules: Rules) -> Assignment:
 
 
 def _valid_rows(scene: Scene, rules: Rules) -> Rows:
-    image, index = scene.valid.nonzero(as_tuple=True)
-    label = scene.labels[image, index]
+    place = _positions(scene.valid.flatten())
+    label = scene.labels.flatten().index_select(0, place)
+    column = class_index(label, scene.scores.shape[2])
     return Rows(
-        image,
-        index,
-        gt_terms(scene).map(lambda term: term[image, index]),
-        candidate_corners(scene.boxes[image, index], rules),
+        place // scene.valid.shape[1],
+        place % scene.valid.shape[1],
+        gt_terms(scene).map(lambda term: term.flatten().index_select(0, place)),
+        candidate_corners(scene.boxes.flatten(0, 1).index_select(0, place), rules),
         label,
-        class_index(label, scene.scores.shape[2]),
+        column,
+        bool(((column < 0) | (column >= scene.scores.shape[2])).any()),
     )
 
 
@@ -172,16 +194,15 @@ def _place(scene: Scene, rows: Rows, pairs: Pairs) -> Tensor:
 def _weighed(scene: Scene, rows: Rows, row: Tensor, anchor: Tensor, rules: Rules) -> Pairs:
     """Overlap and metric of the given pairs, those without a usable metric left out."""
     _, anchors, classes = scene.scores.shape
-    bad = (rows.column < 0) | (rows.column >= classes)
-    if bad.any() and bad[row].any():
-        label = rows.label[row[bad[row]][0]]
+    image, column = rows.image.index_select(0, row), rows.column.index_select(0, row)
+    if rows.bad_labels and (bad := (column < 0) | (column >= classes)).any():
+        label = int(rows.label[row[bad]][0])
         raise IndexError(f"gt_labels: {label} of a row that contains an anchor is outside [-{classes}, {classes})")
-    image = rows.image.index_select(0, row)
     place = image * anchors + anchor
     overlap, metric, usable = weigh(
         rows.terms.map(lambda term: term.index_select(0, row)),
         scene.predictions.map(lambda term: term.view(-1).index_select(0, place)),
-        _scores_at(scene.scores, image, anchor, rows.column.index_select(0, row)),
+        _scores_at(scene.scores, image, anchor, column),
         rules,
     )
     pairs = Pairs(row, anchor, overlap, metric)
@@ -208,23 +229,29 @@ def _largest(pairs: Pairs, count: int, rows: int) -> Tensor:
     positive = _positions(pairs.metric > 0)
     row = pairs.row.index_select(0, positive)
     tally = row.bincount(minlength=rows)
-    chosen = [positive[(tally <= count)[row]]]
+    chosen = [positive.index_select(0, _positions((tally <= count).index_select(0, row)))]
     crowded = _positions(tally > count)
     if len(crowded):
         keys = _keys(pairs.metric.index_select(0, positive), pairs.anchor.index_select(0, positive))
         begin = tally.cumsum(0) - tally
-        # Rows whose lengths have as many bits share one rectangle, at most twice as wide as any of them.
-        bits = tally[crowded].double().frexp().exponent
-        for size in bits.unique():
-            members = crowded[bits == size]
+        for members in _similar(crowded, tally):
             lengths = tally[members, None]
             column = torch.arange(int(lengths.max()))
             slots = (begin[members, None] + column).clamp_(max=len(keys) - 1)
             rectangle = keys.index_select(0, slots.view(-1)).view_as(slots).masked_fill_(column >= lengths, -1)
             best = rectangle.topk(count, dim=1, sorted=False).indices
-            chosen.append(positive[slots.gather(1, best).view(-1)])
+            chosen.append(positive.index_select(0, slots.gather(1, best).view(-1)))
     chosen.append(_filling(pairs, count, tally))
     return torch.cat(chosen)
+
+
+def _similar(rows: Tensor, lengths: Tensor) -> list[Tensor]:
+    """Group rows to pad to one length: all, if they are few, else those whose lengths have as many bits."""
+    mine = lengths[rows]
+    if len(rows) * int(mine.max()) <= CHUNK_PAIRS:
+        return [rows]
+    bits = mine.double().frexp().exponent
+    return [rows[bits == size] for size in bits.unique()]
 
 
 def _keys(metric: Tensor, anchor: Tensor) -> Tensor:

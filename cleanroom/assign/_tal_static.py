@@ -18,12 +18,12 @@ from cleanroom.assign._tal_terms import (
 )
 
 # Pairs looked at together. Fewer rows than MIN_ROWS a chunk would make launches, not bytes, the cost.
-CHUNK_PAIRS = 1 << 22
+CHUNK_PAIRS = 1 << 21
 MIN_ROWS = 8
 
 
 def assign_static(scene: Scene, rules: Rules) -> Assignment:
-    """Assign with static shapes and no host synchronisation; scratch is at most about max(2**22, 8 B A) pairs."""
+    """Assign with static shapes and no host synchronisation; scratch is at most about max(2**21, 8 B A) pairs."""
     batch, anchors, classes = scene.scores.shape
     rows = scene.labels.shape[1]
     step = max(MIN_ROWS, CHUNK_PAIRS // max(1, batch * anchors))

@@ -97,15 +97,14 @@ def power(base: Tensor, exponent: float) -> Tensor:
     wide = base.double()
     if exponent not in range(17):
         return wide.pow(exponent).to(base.dtype)
-    result = None
-    for bit in reversed(range(int(exponent).bit_length())):
-        if result is None:
-            result = wide
-            continue
-        result = result * result
+    if exponent == 0:
+        return torch.ones_like(base)
+    result = wide.clone()
+    for bit in reversed(range(int(exponent).bit_length() - 1)):
+        result.square_()
         if int(exponent) >> bit & 1:
-            result *= wide
-    return torch.ones_like(base) if result is None else result.to(base.dtype)
+            result.mul_(wide)
+    return result.to(base.dtype)
 
 
 def weigh(gt: BoxTerms, prediction: BoxTerms, score: Tensor, rules: Rules) -> tuple[Tensor, Tensor, Tensor]:

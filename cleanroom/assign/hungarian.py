@@ -13,7 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cleanroom.assign.matching_cost import CHECKED, packed_costs
+from cleanroom.assign.matching_cost import CHECKED, CostTerms, packed_costs
+
+Pairs = tuple[Tensor, Tensor]
+"""Query and target indices of one image."""
 
 _POLICIES = ("largest", "zero", "raise")
 _CURRENT_POLICY = {"detr": "largest", "rtdetr": "zero"}
@@ -40,7 +43,6 @@ class HungarianMatch(NamedTuple):
     targets: Tensor
 
 
-@torch.no_grad()
 def hungarian_match(
     logits: Tensor,
     pred_boxes: Tensor,
@@ -86,41 +88,10 @@ def hungarian_match(
         TypeError: dtypes other than the above.
         ImportError: SciPy, the extra `matchers`, is missing.
     """
-    policy = _CURRENT_POLICY.get(variant) if non_finite is None else non_finite
-    _check_settings(variant, policy, workers)
-    if variant == "detr":
-        _check_weights(class_cost, bbox_cost, giou_cost)
-    _check_inputs(logits, pred_boxes, labels, boxes, sizes, variant=variant)
-    # Upstream's RT-DETR matcher looks at no prediction where nothing can be matched; DETR's checks every box.
-    if variant == "rtdetr" and not labels.numel():
-        return HungarianMatch(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
-
-    image_of_target = torch.from_numpy(np.arange(len(sizes)).repeat(sizes))
-    packed = packed_costs(
-        logits,
-        pred_boxes,
-        labels,
-        boxes,
-        image_of_target.to(logits.device),
-        variant=variant,
-        class_cost=class_cost,
-        bbox_cost=bbox_cost,
-        giou_cost=giou_cost,
-        use_fl=use_fl,
-        alpha=alpha,
-        gamma=gamma,
-    )
-    entries = len(labels) * pred_boxes.shape[1]
-    if policy != "raise":
-        stand_in = torch.finfo(packed.dtype).max if policy == "largest" else 0.0
-        packed[:entries].nan_to_num_(nan=stand_in, posinf=stand_in, neginf=stand_in)
-
-    host = packed.cpu().numpy()
-    for name, good in zip(CHECKED, host[entries:], strict=False):
-        if not good:
-            raise ValueError(_COMPLAINTS[name])
-    costs = host[:entries].reshape(len(labels), pred_boxes.shape[1])
-    return _solve(costs, sizes, workers, local=variant == "detr")
+    terms = CostTerms(variant, class_cost, bbox_cost, giou_cost, use_fl, alpha, gamma)
+    pairs = _match_images(logits, pred_boxes, labels, boxes, sizes, terms=terms, non_finite=non_finite, workers=workers)
+    queries, targets = zip(_no_pairs(), *pairs, strict=True)
+    return HungarianMatch(torch.cat(queries), torch.cat(targets))
 
 
 class HungarianMatcher(nn.Module):
@@ -135,9 +106,7 @@ class HungarianMatcher(nn.Module):
         _check_weights(class_cost, bbox_cost, giou_cost)
         self.class_cost, self.bbox_cost, self.giou_cost = class_cost, bbox_cost, giou_cost
 
-    def forward(
-        self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Tensor]]
-    ) -> list[tuple[Tensor, Tensor]]:
+    def forward(self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Tensor]]) -> list[Pairs]:
         """Match a batch.
 
         Args:
@@ -152,18 +121,14 @@ class HungarianMatcher(nn.Module):
             raise ValueError("targets: boxes and class_labels of an image differ in length")
         if not sizes:
             raise ValueError("targets is empty: one dictionary an image is needed")
-        match = hungarian_match(
+        return _match_images(
             outputs["logits"],
             outputs["pred_boxes"],
             torch.cat([target["class_labels"] for target in targets]),
             torch.cat([target["boxes"] for target in targets]),
             sizes,
-            variant="detr",
-            class_cost=self.class_cost,
-            bbox_cost=self.bbox_cost,
-            giou_cost=self.giou_cost,
+            terms=CostTerms("detr", self.class_cost, self.bbox_cost, self.giou_cost),
         )
-        return _by_image(match, outputs["logits"].shape[1], sizes)
 
 
 class RTDETRHungarianMatcher(nn.Module):
@@ -193,7 +158,7 @@ class RTDETRHungarianMatcher(nn.Module):
         gt_bboxes: Tensor,
         gt_cls: Tensor,
         gt_groups: Sequence[int],
-    ) -> list[tuple[Tensor, Tensor]]:
+    ) -> list[Pairs]:
         """Match a batch.
 
         Args:
@@ -206,53 +171,70 @@ class RTDETRHungarianMatcher(nn.Module):
         Returns:
             For each image (query indices ascending, target indices counted through the batch), int64, CPU.
         """
-        match = hungarian_match(
-            pred_scores,
-            pred_bboxes,
-            gt_cls,
-            gt_bboxes,
-            gt_groups,
-            variant="rtdetr",
-            class_cost=self.cost_gain["class"],
-            bbox_cost=self.cost_gain["bbox"],
-            giou_cost=self.cost_gain["giou"],
-            use_fl=self.use_fl,
-            alpha=self.alpha,
-            gamma=self.gamma,
-        )
-        return _by_image(match, pred_bboxes.shape[1], gt_groups)
+        weights = (self.cost_gain[name] for name in ("class", "bbox", "giou"))
+        terms = CostTerms("rtdetr", *weights, self.use_fl, self.alpha, self.gamma)
+        return _match_images(pred_scores, pred_bboxes, gt_cls, gt_bboxes, gt_groups, terms=terms)
 
 
-def _by_image(match: HungarianMatch, queries: int, sizes: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-    pairs = [min(queries, size) for size in sizes]
-    return list(zip(match.queries.split(pairs), match.targets.split(pairs), strict=True))
+@torch.no_grad()
+def _match_images(
+    logits: Tensor,
+    pred_boxes: Tensor,
+    labels: Tensor,
+    boxes: Tensor,
+    sizes: Sequence[int],
+    *,
+    terms: CostTerms,
+    non_finite: str | None = None,
+    workers: int | None = None,
+) -> list[Pairs]:
+    """See `hungarian_match`: its result image by image."""
+    policy = _CURRENT_POLICY.get(terms.variant) if non_finite is None else non_finite
+    _check_settings(terms, policy, workers)
+    _check_inputs(logits, pred_boxes, labels, boxes, sizes, variant=terms.variant)
+    # Upstream's RT-DETR matcher looks at no prediction where nothing can be matched; DETR's checks every box.
+    if terms.variant == "rtdetr" and not labels.numel():
+        return [_no_pairs() for _ in sizes]
+
+    image_of_target = torch.from_numpy(np.arange(len(sizes)).repeat(sizes)).to(logits.device)
+    packed = packed_costs(logits, pred_boxes, labels, boxes, image_of_target, terms=terms)
+    entries = len(labels) * pred_boxes.shape[1]
+    if policy != "raise":
+        stand_in = torch.finfo(packed.dtype).max if policy == "largest" else 0.0
+        packed[:entries].nan_to_num_(nan=stand_in, posinf=stand_in, neginf=stand_in)
+
+    host = packed.cpu().numpy()
+    for name, good in zip(CHECKED, host[entries:], strict=False):
+        if not good:
+            raise ValueError(_COMPLAINTS[name])
+    costs = host[:entries].reshape(len(labels), pred_boxes.shape[1])
+    return _solve(costs, sizes, workers, local=terms.variant == "detr")
 
 
-def _solve(costs: np.ndarray, sizes: Sequence[int], workers: int | None, *, local: bool) -> HungarianMatch:
+def _solve(costs: np.ndarray, sizes: Sequence[int], workers: int | None, *, local: bool) -> list[Pairs]:
     """Optimal pairs of the (G, Q) costs, image by image, threaded where it pays (SciPy releases the GIL)."""
     firsts = list(accumulate(sizes, initial=0))
     images = [b for b, size in enumerate(sizes) if size]
+    solved = [_no_pairs() for _ in sizes]
     if workers is None:
         workers = min(torch.get_num_threads(), costs.size // _ENTRIES_A_THREAD)
     workers = max(1, min(workers, len(images)))
+
+    def share(start: int) -> None:
+        # A task is a share of the images, not one image: a small problem ends before a hand-over does.
+        for b in images[start::workers]:
+            queries, targets = _solve_image(costs, firsts, b)
+            solved[b] = torch.from_numpy(queries), torch.from_numpy(targets if local else targets + firsts[b])
+
     if workers == 1:
-        solved = [_solve_image(costs, firsts, b) for b in images]
+        share(0)
     else:
-        solved = [None] * len(images)
-
-        def share(first: int) -> None:
-            # A task is a share of the images, not one image: a small problem ends before a hand-over does.
-            for k in range(first, len(images), workers):
-                solved[k] = _solve_image(costs, firsts, images[k])
-
         with ThreadPoolExecutor(workers - 1) as pool:
-            others = [pool.submit(share, first) for first in range(1, workers)]
+            others = [pool.submit(share, start) for start in range(1, workers)]
             share(0)
             for other in others:
                 other.result()
-    queries = [rows for rows, _ in solved]
-    targets = [columns if local else columns + firsts[b] for b, (_, columns) in zip(images, solved, strict=True)]
-    return HungarianMatch(_concatenate(queries), _concatenate(targets))
+    return solved
 
 
 def _solve_image(costs: np.ndarray, firsts: Sequence[int], image: int) -> tuple[np.ndarray, np.ndarray]:
@@ -270,13 +252,15 @@ def _solve_image(costs: np.ndarray, firsts: Sequence[int], image: int) -> tuple[
         raise ValueError(message) from error
 
 
-def _concatenate(parts: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *parts]))
+def _no_pairs() -> Pairs:
+    return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
 
 
-def _check_settings(variant: str, non_finite: str | None, workers: int | None) -> None:
-    if variant not in _CURRENT_POLICY:
-        raise ValueError(f"variant must be one of {tuple(_CURRENT_POLICY)}, got {variant!r}")
+def _check_settings(terms: CostTerms, non_finite: str | None, workers: int | None) -> None:
+    if terms.variant not in _CURRENT_POLICY:
+        raise ValueError(f"variant must be one of {tuple(_CURRENT_POLICY)}, got {terms.variant!r}")
+    if terms.variant == "detr":
+        _check_weights(terms.class_cost, terms.bbox_cost, terms.giou_cost)
     if non_finite not in _POLICIES:
         raise ValueError(f"non_finite must be one of {_POLICIES}, got {non_finite!r}")
     if workers is not None and workers < 1:

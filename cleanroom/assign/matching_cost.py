@@ -5,15 +5,19 @@ exist and no block between different images is ever formed. Terms are added in u
 float32 costs come out equal, not only close.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 CHECKED = ("labels", "pred_boxes", "boxes")
 """What the flags at the end of `packed_costs` speak of, in order (`rtdetr` checks labels only)."""
 
-# Entries of the cost matrix worked on at a time. The CPU's value keeps about twenty such planes in its caches
-# (twice as fast as one chunk at 4 million entries); elsewhere it only bounds memory, at about 160 MB.
-_CHUNK_ENTRIES = {"cpu": 1 << 17}
+# Entries of the cost matrix worked on at a time. On the CPU an operation on four planes of them stays below the
+# 32768 elements from which PyTorch splits one over its threads: on two idle cores splitting would save a third
+# of the time, on busy ones every split waits for a core, and a call took a hundred times longer.
+# Elsewhere the number only bounds memory, at about 160 MB.
+_CHUNK_ENTRIES = {"cpu": (1 << 13) - 1}
 _CHUNK_ENTRIES_ELSEWHERE = 1 << 21
 
 _RTDETR_OVERLAP_EPS = 1e-7
@@ -24,6 +28,21 @@ _RTDETR_LOG_EPS = 1e-8
 _GROUPS = (4, 4, 1)
 
 
+class CostTerms(NamedTuple):
+    """How a pair is priced: `detr` after specification A1, A2, or `rtdetr` after B1, B2.
+
+    `use_fl`, `alpha` and `gamma` are the focal class cost of `rtdetr`.
+    """
+
+    variant: str
+    class_cost: float = 1
+    bbox_cost: float = 1
+    giou_cost: float = 1
+    use_fl: bool = True
+    alpha: float = 0.25
+    gamma: float = 2.0
+
+
 def packed_costs(
     logits: Tensor,
     pred_boxes: Tensor,
@@ -31,13 +50,7 @@ def packed_costs(
     boxes: Tensor,
     image_of_target: Tensor,
     *,
-    variant: str,
-    class_cost: float,
-    bbox_cost: float,
-    giou_cost: float,
-    use_fl: bool,
-    alpha: float,
-    gamma: float,
+    terms: CostTerms,
 ) -> Tensor:
     """Matching costs and their validity flags in one flat tensor: one transfer brings both to the host.
 
@@ -47,28 +60,28 @@ def packed_costs(
         labels: (G,) int32 or int64; read as an index into K (from the end if negative, for `detr`).
         boxes: (G, 4) normalised centre form.
         image_of_target: (G,) int64, the image each target belongs to.
-        variant: `detr` (specification A1, A2) or `rtdetr` (B1, B2).
-        class_cost, bbox_cost, giou_cost: weights of the three terms.
-        use_fl, alpha, gamma: focal class cost, `rtdetr` only.
+        terms: the terms of the cost and their weights.
 
     Returns:
         (G * Q + flags,): the (G, Q) costs row by row, then one flag for each name in `CHECKED`, 0 where that
         input holds a value upstream rejects (those costs mean nothing). Non-finite costs stay as they are.
         float32, or float64 where an input is float64 that upstream does not cast.
     """
+    variant, class_cost, bbox_cost, giou_cost, use_fl, alpha, gamma = terms
     detr = variant == "detr"
-    if not detr:
+    if detr:
+        logits, pred_boxes = _at_least_float32(logits), _at_least_float32(pred_boxes)
+    else:
         logits, pred_boxes = logits.float(), pred_boxes.float()
-    logits = _at_least_float32(logits)
     _, count, columns = logits.shape
-    queries, queries_ordered = _planes(_at_least_float32(pred_boxes), corner_areas=detr)
-    targets, targets_ordered = _planes(_at_least_float32(boxes).unsqueeze(1), corner_areas=detr)
+    queries, queries_ordered = _planes(pred_boxes, detr=detr)
+    targets, targets_ordered = _planes(_at_least_float32(boxes).unsqueeze(1), detr=detr)
 
     # Clamped first and judged later: on CUDA an index out of range would take the whole context down.
     safe_labels = labels.clamp(-columns if detr else 0, columns - 1)
     flags = [(safe_labels == labels).all()]
     if detr:
-        flags += [queries_ordered.all(), targets_ordered.all()]
+        flags += [queries_ordered, targets_ordered]
 
     # All columns at once, since the normaliser needs them anyway; logsumexp alone takes twice as long.
     scores = (logits.softmax(-1) if detr or not use_fl else logits).transpose(1, 2)
@@ -102,17 +115,17 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _planes(boxes: Tensor, *, corner_areas: bool) -> tuple[Tensor, Tensor]:
-    """(N, M, 4) centre form -> planes (9, N, M), and whether upper corners are above lower ones (2, N, M).
+def _planes(boxes: Tensor, *, detr: bool) -> tuple[Tensor, Tensor | None]:
+    """(N, M, 4) centre form -> planes (9, N, M), and for `detr` whether no box is inverted or NaN.
 
-    Areas come from corners or from sides, as each oracle has it.
+    Areas come from corners (`detr`) or from sides (`rtdetr`), as each oracle rounds them.
     """
     planes = boxes.permute(2, 0, 1).contiguous()
     centres, sides = planes.chunk(2)
     half = 0.5 * sides
     lower, upper = centres - half, centres + half
-    area = (upper - lower if corner_areas else sides).prod(0, keepdim=True)
-    return torch.cat([planes, -lower, upper, area]), upper >= lower
+    area = (upper - lower if detr else sides).prod(0, keepdim=True)
+    return torch.cat([planes, -lower, upper, area]), (upper >= lower).all() if detr else None
 
 
 def _generalised_iou(target_corners: Tensor, query_corners: Tensor, areas: Tensor, *, eps: float) -> Tensor:

@@ -5,8 +5,9 @@ k candidates of lowest cost, k being the truncated sum of its ten largest overla
 goes to the ground truth that has the lowest cost there. Upstream builds ground truths x candidates x classes; here
 the class cost of a pair is a sum over classes made once an anchor, with one entry exchanged.
 
-Two paths give the same answer. On the CPU images are taken one by one and costs are computed only where they can
-decide ("sparse"); elsewhere the batch runs with fixed shapes and no host synchronisation ("static").
+Two paths give the same answer. On the CPU costs are computed only where they can decide ("sparse"); elsewhere, and
+for anchors that are not ordered by level, row and column, the batch runs with fixed shapes and no host
+synchronisation ("static").
 
 Known divergences from yolox 0.3.0: an image without any candidate is all background (upstream raises); two boxes
 without area overlap by 0 (upstream: NaN); a pair whose cost is NaN, from a box or a logit, is never chosen and its
@@ -23,10 +24,9 @@ from cleanroom.assign._simota_cost import Rules, anchor_grid
 from cleanroom.assign._simota_levels import find_levels
 from cleanroom.assign._simota_sparse import match_sparse
 from cleanroom.assign._simota_static import match_static
-from cleanroom.paths import data_dependent
+from cleanroom.paths import data_dependent, take_sparse_path
 
 REGIONS = ("union", "centre")
-PATHS = ("auto", "sparse", "static")
 
 
 class SimOTAResult(NamedTuple):
@@ -88,7 +88,7 @@ def simota_assign(
 
     Source: specification simota.md, section 4.
     """
-    rules = _rules(radius, penalty, region, path)
+    rules = _rules(radius, penalty, region)
     if gt_boxes.ndim != 3:
         raise ValueError(f"gt_boxes must be (B, M, 4), got {list(gt_boxes.shape)}")
     if pred_boxes.ndim != 3 or pred_boxes.shape[1] == 0:
@@ -111,22 +111,21 @@ def simota_assign(
         gt_boxes, gt_classes = gt_boxes.new_zeros(images, 1, 4), gt_classes.new_zeros(images, 1)
     real = torch.arange(gt_boxes.shape[1], device=num_gt.device) < num_gt[:, None]
     labels = torch.where(real, gt_classes, 0).to(torch.int64)
-    on_host = data_dependent(gt_boxes, gt_classes, num_gt, pred_boxes, cls_logits, obj_logits)
-    if on_host:
+    tensors = gt_boxes, gt_classes, num_gt, pred_boxes, cls_logits, obj_logits
+    if data_dependent(*tensors):
         _check_values(num_gt, boxes, labels, num_classes)
 
     grid = anchor_grid(strides, x_shifts, y_shifts)
-    inputs = gt_boxes, labels, real, pred_boxes, cls_logits, obj_logits, grid
-    levels = find_levels(grid, x_shifts, y_shifts) if path == "sparse" or (path == "auto" and on_host) else None
+    inputs = gt_boxes, gt_classes, labels, real, pred_boxes, cls_logits, obj_logits, grid
+    levels = find_levels(grid, x_shifts, y_shifts) if take_sparse_path(path, *tensors) else None
     if levels is not None:
-        matched_gt, matched_iou = match_sparse(*inputs, levels, rules)
+        matched = match_sparse(*inputs, levels, rules)
     elif path == "sparse":
         raise ValueError("path 'sparse' needs anchors ordered by level, row and column: see strides and shifts")
     else:
-        matched_gt, matched_iou = match_static(*inputs, rules)
-    fg_mask = matched_gt >= 0
-    matched_classes = gt_classes.gather(1, matched_gt.clamp(min=0)).masked_fill_(~fg_mask, 0)
-    return SimOTAResult(fg_mask, matched_gt, matched_classes, matched_iou, fg_mask.sum(1))
+        matched = match_static(*inputs, rules)
+    fg_mask = matched[0] >= 0
+    return SimOTAResult(fg_mask, *matched, fg_mask.sum(1))
 
 
 class SimOTAAssigner:
@@ -146,7 +145,8 @@ class SimOTAAssigner:
         region: str = "union",
         path: str = "auto",
     ) -> None:
-        _rules(radius, penalty, region, path)
+        _rules(radius, penalty, region)
+        take_sparse_path(path)  # refuses a wrong path here rather than at the first call
         self.num_classes = num_classes
         self.settings = {"radius": radius, "penalty": penalty, "region": region, "path": path}
 
@@ -222,11 +222,9 @@ class SimOTAAssigner:
         )
 
 
-def _rules(radius: float, penalty: float, region: str, path: str) -> Rules:
+def _rules(radius: float, penalty: float, region: str) -> Rules:
     if region not in REGIONS:
         raise ValueError(f"region must be one of {REGIONS}, got {region!r}")
-    if path not in PATHS:
-        raise ValueError(f"path must be one of {PATHS}, got {path!r}")
     return Rules(radius, penalty, region)
 
 

@@ -263,10 +263,9 @@ def _check(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt) -> N
     for name, tensor in (
         ("pd_scores", pd_scores),
         ("pd_bboxes", pd_bboxes),
-        ("anc_points", anc_points),
         ("gt_bboxes", gt_bboxes),
     ):
         if not tensor.is_floating_point():
             raise TypeError(f"{name} must be floating, got {tensor.dtype}")
-    if torch.promote_types(pd_bboxes.dtype, gt_bboxes.dtype) != pd_bboxes.dtype:
+    if rows and torch.promote_types(pd_bboxes.dtype, gt_bboxes.dtype) != pd_bboxes.dtype:
         raise TypeError(f"pd_bboxes ({pd_bboxes.dtype}) must be as wide as gt_bboxes ({gt_bboxes.dtype})")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cases.case import Case
 from cleanroom.assign.hungarian import HungarianMatcher, RTDETRHungarianMatcher, hungarian_match
-from harness.operation import Input, Operation, Output, Setting, Tensors, Upstream
+from harness.operation import Input, Operation, Output, Setting, Tensors, Upstream, release
 from harness.operations.hungarian_compare import compare, spans
 
 TOLERATED_SINCE = {"transformers": (5, 18, 0), "ultralytics": (8, 0, 182)}
@@ -19,9 +19,7 @@ TOLERATED_SINCE = {"transformers": (5, 18, 0), "ultralytics": (8, 0, 182)}
 
 def _upstream(name: str, variant: str) -> Upstream:
     def era(version: str) -> dict[str, Any]:
-        parts = version.split(".")
-        release = tuple(int(part) for part in parts) if all(part.isdigit() for part in parts) else (99,)
-        return {} if release >= TOLERATED_SINCE[name] else {"non_finite": "raise"}
+        return {} if release(version) >= TOLERATED_SINCE[name] else {"non_finite": "raise"}
 
     return Upstream(options=lambda version: {"variant": variant}, era=era)
 
@@ -123,9 +121,11 @@ OPERATION = Operation(
         "ultralytics": _upstream("ultralytics", "rtdetr"),
     },
     candidates={"torch": _torch},
+    predictions=("logits", "pred_boxes"),
     compare=compare,
     invariants=invariants,
     minimum_bytes=minimum_bytes,
     workloads=("detr-b16", "coco-b1"),
-    tie_cap={"float64": 0.1, "float32": 0.1, "bfloat16": 0.9, "float16": 0.9},
+    # Twice what drawn cases show. float64: until 8.4.175 RT-DETR's matcher kept it, and identical boxes part there.
+    tie_cap={"float64": 0.35, "float32": 0.02, "bfloat16": 0.15, "float16": 0.35},
 )

@@ -9,15 +9,14 @@ import torch
 from cases.case import Case
 from cleanroom.assign.simota import simota_assign
 from harness.equality import FLOOR_ULPS, ulp
-from harness.operation import Input, Operation, Output, Setting, Tensors, Upstream
+from harness.operation import CHECKOUT, Input, Operation, Output, Setting, Tensors, Upstream
 from harness.operations.simota_compare import compare
-from harness.operations.simota_margins import HEAD, PACKAGE, possible_candidates
+from harness.operations.simota_margins import HEAD, PACKAGE, candidates
 
 
 def _era(version: str) -> dict[str, Any]:
     """Settings of `spec/simota.md` section 1: a local checkout counts as the repository's head."""
-    released = version == "installed" or all(part.isdigit() for part in version.split("."))
-    return dict(PACKAGE if released else HEAD)
+    return dict(HEAD if version.endswith(CHECKOUT) else PACKAGE)
 
 
 def _torch(**arguments: Any) -> dict[str, torch.Tensor]:
@@ -41,7 +40,7 @@ def invariants(case: Case, outputs: Tensors) -> str | None:
     classes = tensors["gt_classes"][image, row]
     if not torch.equal(outputs["matched_classes"][image, anchor], classes):
         return "matched_classes is not the class of matched_gt"
-    if bool((~possible_candidates(tensors)[image, anchor]).any()):
+    if not bool(candidates(tensors)[foreground].all() or candidates(tensors, possible=True)[foreground].all()):
         return "a foreground anchor is no candidate of its image"
     # Corners of a small box far from the origin round by more than its overlap's own unit.
     boxes = torch.stack((tensors["gt_boxes"][image, row].double(), tensors["pred_boxes"][image, anchor].double()))
@@ -56,10 +55,10 @@ def invariants(case: Case, outputs: Tensors) -> str | None:
 def minimum_bytes(case: Case, outputs: Tensors) -> int:
     """Ground truths, grid and outputs once, and boxes and logits of the candidates."""
     rows = ("pred_boxes", "cls_logits", "obj_logits")
-    candidates = int(possible_candidates(case.tensors).sum())
+    count = int(candidates(case.tensors).sum())
     read = sum(tensor.nbytes for name, tensor in case.tensors.items() if name not in rows)
     each = sum(case.tensors[name].shape[-1] * case.tensors[name].element_size() for name in rows)
-    return read + candidates * each + sum(tensor.nbytes for tensor in outputs.values())
+    return read + count * each + sum(tensor.nbytes for tensor in outputs.values())
 
 
 OPERATION = Operation(
@@ -87,9 +86,11 @@ OPERATION = Operation(
     ),
     upstreams={"yolox": Upstream(era=_era)},
     candidates={"torch": _torch},
+    predictions=("pred_boxes", "cls_logits", "obj_logits"),
     compare=compare,
     invariants=invariants,
     minimum_bytes=minimum_bytes,
     workloads=("coco-b1", "coco-b16", "crowd-b16", "dense-b4"),
-    tie_cap={"float64": 0.25, "float32": 0.25, "bfloat16": 0.9, "float16": 0.9},
+    # About twice what drawn cases show: exact ties (equal predictions, identical boxes), penalised ones, half rounding.
+    tie_cap={"float64": 0.3, "float32": 0.3, "bfloat16": 0.4, "float16": 0.6},
 )

@@ -18,6 +18,8 @@ from harness.operations.simota_explain import nearest
 from harness.operations.simota_margins import Scene, overlap_noise, overlaps, scenes
 from harness.verdict import NON_FINITE, Evidence, Finding, worst
 
+COMPARED = 16
+"""Contradictions among which the worst is looked for."""
 SHOWN = 3
 """Places that a proof describes; their number is always told."""
 
@@ -120,8 +122,8 @@ def _wrong_row(scene: Scene, must: Tensor, never: Tensor) -> Violation | None:
 
 
 def _worst_pair(scene: Scene, bad: Tensor) -> tuple[int, int]:
-    """The contradicted pair that is farthest outside its margin."""
-    places = [tuple(place) for place in bad.nonzero().tolist()]
+    """The contradicted pair that is farthest outside its margin, among the first of them."""
+    places = [tuple(place) for place in bad.nonzero()[:COMPARED].tolist()]
     return max(places, key=lambda place: nearest(scene, place[:1], place[1]).share)
 
 

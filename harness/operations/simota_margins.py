@@ -217,12 +217,17 @@ def scenes(evidence: Evidence, images: Sequence[int]) -> dict[int, Scene | None]
     return found
 
 
-def possible_candidates(tensors: Tensors, rule: Mapping[str, Any] = PACKAGE) -> Tensor:
-    """Anchors that may be candidates of their image, (B, N) bool; none where there is no ground truth.
+def candidates(tensors: Tensors, *, possible: bool = False) -> Tensor:
+    """Candidate anchors of each image under the released region, which holds the repository's too, (B, N) bool.
 
-    The region of the released version holds that of the repository too.
+    `possible` ones are so under some rounding; the others as the dtype of the tensors has it.
     """
     found = torch.zeros(tensors["pred_boxes"].shape[:2], dtype=torch.bool, device=tensors["pred_boxes"].device)
     for b, rows in enumerate(tensors["num_gt"].tolist()):
-        found[b] = (regions(tensors["gt_boxes"][b, :rows], tensors, rule)[0].high > 0).any(0)
+        boxes = tensors["gt_boxes"][b, :rows]
+        if possible:
+            distance = regions(boxes, tensors, PACKAGE)[0].high
+        else:
+            distance = torch.maximum(sides(boxes, tensors, None), sides(boxes, tensors, PACKAGE["radius"]))
+        found[b] = (distance > 0).any(0)
     return found

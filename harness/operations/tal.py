@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cases.case import Case
 from cleanroom.assign.tal import TaskAlignedAssigner
-from harness.operation import Input, Operation, Output, Setting, Tensors, Upstream
+from harness.operation import Input, Operation, Output, Setting, Tensors, Upstream, release
 from harness.operations.tal_compare import compare
 
 OUTPUT_NAMES = ("target_labels", "target_bboxes", "target_scores", "fg_mask", "target_gt_idx")
@@ -19,27 +19,23 @@ PADDING_LABELS_SINCE = (8, 4, 134)
 STABLE_ALPHA_SINCE = (8, 4, 144)
 
 
-def _release(version: str) -> tuple[int, ...]:
-    """(8, 4, 190) of "8.4.190"; a local checkout or the installed version counts as the newest."""
-    parts = version.split(".")
-    return tuple(int(part) for part in parts) if all(p.isdigit() for p in parts) else (99,)
-
-
 def _options(version: str) -> dict[str, Any]:
-    release = _release(version)
-    return {"topk2": release >= TOPK2_SINCE, "padding_labels": release >= PADDING_LABELS_SINCE}
+    return {
+        "topk2": release(version) >= TOPK2_SINCE,
+        "padding_labels": release(version) >= PADDING_LABELS_SINCE,
+        "empty_batch": release(version) >= TOPK2_SINCE,
+    }
 
 
 def _era(version: str) -> dict[str, Any]:
     """The settings of `spec/task_aligned.md` section 12 that ordinary inputs can see."""
-    release = _release(version)
-    small_box = "first_stride" if release >= TOPK2_SINCE else "off"
-    if release >= MIN_SIDE_SINCE:
+    small_box = "first_stride" if release(version) >= TOPK2_SINCE else "off"
+    if release(version) >= MIN_SIDE_SINCE:
         small_box = "min_side"
     return {
         "small_box": small_box,
-        "edge_round_trip": release >= TOPK2_SINCE,
-        "ciou_alpha": "stable" if release >= STABLE_ALPHA_SINCE else "legacy",
+        "edge_round_trip": release(version) >= TOPK2_SINCE,
+        "ciou_alpha": "stable" if release(version) >= STABLE_ALPHA_SINCE else "legacy",
     }
 
 
@@ -119,6 +115,7 @@ OPERATION = Operation(
     ),
     upstreams={"ultralytics": Upstream(options=_options, era=_era)},
     candidates={"torch": _torch},
+    predictions=("pd_scores", "pd_bboxes"),
     compare=compare,
     invariants=invariants,
     minimum_bytes=minimum_bytes,

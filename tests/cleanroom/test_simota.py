@@ -244,6 +244,24 @@ def test_conflict_goes_to_the_lowest_cost_then_the_first(path):
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_exact_tie_of_many_goes_to_the_first(path):
+    """More rows than the static path takes at once."""
+    scene = conflict_scene({FREE: 0.9}, [(40.0, 40, 40, 40)] * 40)
+    scene["gt_classes"] = torch.zeros(1, 40)
+    assert pairs(assign(scene, path)) == {FREE: 0}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_default_radius_is_two_and_a_half_strides(path):
+    """The anchor with the only good prediction lies 19.5 pixels away from the box's centre: 2.4375 strides."""
+    anchor = 47
+    scene = conflict_scene({anchor: 0.9}, [(40.5, 40.0, 60.0, 60.0)])
+    scene["gt_classes"] = torch.zeros(1, 1)
+    assert pairs(assign(scene, path)) == {anchor: 0}
+    assert anchor not in pairs(assign(scene, path, radius=2.4))
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_contested_anchor_goes_to_a_third_ground_truth(path):
     """Rows 0 and 1 select FREE; row 2 is cheapest there, but selected its own anchor."""
     own = FREE + 1
@@ -397,7 +415,6 @@ def test_class_cost_does_not_cancel():
     """The pair's own entry is taken out of a sum that it dominates."""
     cls, obj = torch.full((1, 80), -14.0), torch.full((1, 1), 12.0)
     cls[0, 3] = 15.0
-    probability = (cls.double().sigmoid() * obj.double().sigmoid()).sqrt()
     probability = (cls.sigmoid() * obj.sigmoid()).sqrt().double()
     exact = -(probability[0, 3].log() + (-probability[0]).log1p().sum() - (-probability[0, 3]).log1p())
     cost = pair_cost(background_cost(cls, obj), cls[:, 3], obj[:, 0], torch.ones(1), torch.ones(1) > 0, 1e5)

@@ -7,6 +7,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from cleanroom.assign.tal import TaskAlignedAssigner, task_aligned_assign
+from cleanroom.boxes import box_terms, complete_iou
 
 PATHS = ("sparse", "static")
 OUTPUTS = ("target_labels", "target_bboxes", "target_scores", "fg_mask", "target_gt_idx")
@@ -81,6 +82,24 @@ def scene(seed, dtype=torch.float32, size=64, batch=3, rows=12, classes=4):
 
 
 # Worked examples of the specification
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ((0, 0, 10, 10), (5, 5, 15, 20), -0.01916454),
+        ((0, 0, 0, 0), (1, 1, 2, 2), -0.61249995),
+        ((0, 0, 10, 10), (10, 0, 20, 10), -0.2),
+        ((0, 0, 10, 10), (2, 2, 4, 4), 0.0),
+        ((5, 5, 2, 2), (1, 1, 2, 2), -4.0),
+        ((1, 1, 2, 2), (1e6, 1e6, 1e6 + 1, 1e6 + 1), -0.99999803),
+        ((0, 0, 1e19, 1e19), (0, 0, 1e19, 1e19), 1.0),
+        ((0, 0, 10, float("inf")), (1, 1, 2, 2), float("nan")),
+    ],
+)
+def test_complete_iou(first, second, expected):
+    overlap = complete_iou(*(box_terms(torch.tensor(box, dtype=torch.float32)) for box in (first, second)))
+    torch.testing.assert_close(overlap, torch.tensor(expected), rtol=0, atol=1e-8, equal_nan=True)
 
 
 @pytest.mark.parametrize(
@@ -187,12 +206,12 @@ def test_round_trip_moves_an_edge(path):
     assert candidates(box, points, path=path, **VERSION_8_1) == [1]
 
 
-def test_legacy_alpha_differs_in_last_bits_only(path):
-    stable, legacy = (
-        task_aligned_assign(*scene(1), topk=4, ciou_alpha=alpha, path=path).scores for alpha in ("stable", "legacy")
-    )
+def test_legacy_alpha_differs_in_last_bits_only():
+    corners = torch.rand(2, 1000, 4, generator=torch.Generator().manual_seed(0)) * 50
+    corners[..., 2:] += corners[..., :2]
+    stable, legacy = (complete_iou(*map(box_terms, corners), alpha) for alpha in ("stable", "legacy"))
     assert not torch.equal(stable, legacy)
-    torch.testing.assert_close(stable, legacy, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(stable, legacy, rtol=1e-5, atol=1e-7)
 
 
 def test_conflict_domain_of_8_0_99(path):
@@ -466,6 +485,20 @@ def test_non_finite_prediction_is_never_chosen(path, where, value):
         # The other ground truth does not notice; this one proposes its next best anchor.
         assert torch.equal(result.scores[0, [1, 4, 5]], clean.scores[0, [1, 4, 5]])
         assert result.gt_index[0].nonzero()[:, 0].tolist() == [6, 9, 11]
+
+
+def test_nan_box_is_never_chosen_even_where_its_overlap_does_not_count(path):
+    scores, predictions, *rest = worked_example()
+    predictions[0, 10] = float("nan")
+    assert not task_aligned_assign(scores, predictions, *rest, topk=16, beta=0.0, path=path).foreground[0, 10]
+
+
+def test_negative_score_is_never_chosen(path):
+    scores, *rest = worked_example()
+    scores[0, 10] *= -1
+    result = task_aligned_assign(scores, *rest, topk=16, path=path)
+    assert result.foreground[0].nonzero()[:, 0].tolist() == [0, 1, 4, 5, 6, 7, 9, 11]
+    assert (result.scores >= 0).all()
 
 
 def test_non_finite_row_does_not_win_a_conflict(path):

@@ -27,6 +27,7 @@ def outputs(score=0.0):
 def dispute(*, score=float("nan"), finding=None, candidate=None, oracle=None):
     tensors = {
         "pd_scores": torch.full((1, 2, 1), score),
+        "pd_bboxes": torch.zeros(1, 2, 4),
         "gt_bboxes": torch.zeros(1, 1, 4),
         "gt_labels": torch.zeros(1, 1, 1),
     }

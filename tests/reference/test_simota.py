@@ -97,6 +97,9 @@ def test_worked_example(oracle, dtype):
 def test_an_image_of_a_batch_is_that_image_alone(oracle):
     other = [[14.0, 9.0, 20.0, 12.0], [6.0, 26.0, 10.0, 8.0], [22.0, 20.0, 9.0, 16.0]]
     tensors = scene([ROWS, ROWS, other], [[1.0, 0.0, 0.0], [0.0] * 3, [0.0, 1.0, 1.0]], [2, 0, 3])
+    # Confident logits, opposite in images 0 and 2: the class costs of another image would decide otherwise.
+    tensors["cls_logits"][2] = 20 * (1 - 2 * (torch.arange(20) % 2)[:, None]) * torch.tensor([1.0, -1.0])
+    tensors["cls_logits"][0] = -tensors["cls_logits"][2]
     batch = oracle(RELEASE).bind("simota", tensors, SETTINGS)["outputs"]
     grid = ("strides", "x_shifts", "y_shifts")
     for image in range(3):

@@ -1,0 +1,37 @@
+"""A few hundred derandomized draws of every strategy, shared by the tests."""
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from cases import hungarian, simota, tal
+from cases.case import DTYPES, Case
+
+DRAWS = 300
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable[..., list[Case]]:
+    @cache
+    def drawn(operation: str, dtypes: tuple[str, ...] = tuple(DTYPES), examples: int = DRAWS, **options) -> list[Case]:
+        strategy = {"tal": tal, "simota": simota, "hungarian": hungarian}[operation].cases
+        found: list[Case] = []
+
+        @settings(
+            max_examples=examples,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(strategy(dtypes=dtypes, **options))
+        def collect(case: Case) -> None:
+            found.append(case)
+
+        collect()
+        return found
+
+    return drawn

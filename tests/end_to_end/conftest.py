@@ -1,0 +1,43 @@
+"""Runs of the whole harness, in this process, into temporary folders."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from harness.__main__ import main
+
+
+class Run(NamedTuple):
+    """A run's exit code, folder and summary."""
+
+    code: int
+    folder: Path
+    summary: dict
+
+    def operation(self, candidate):
+        """The parity line of one candidate."""
+        [row] = [row for row in self.summary["operations"] if row["candidate"] == candidate]
+        return row
+
+    def failures(self, candidate):
+        """The kinds of failure of one candidate."""
+        return [row for row in self.summary["failures"] if row["candidate"] == candidate]
+
+
+@pytest.fixture(scope="session")
+def harness_run(tmp_path_factory):
+    """`harness_run("--ops", "tal", ...)` -> Run."""
+
+    def run(*arguments):
+        folder = tmp_path_factory.mktemp("run") / "folder"
+        code = main(["run", "--out", str(folder), *arguments])
+        return Run(code, folder, json.loads((folder / "summary.json").read_text()))
+
+    return run
+
+
+def plug(*names):
+    """`--candidate` options for candidates of `tests/faults.py`."""
+    return [option for name in names for option in ("--candidate", f"{name}=tests.faults:{name}")]

@@ -1,0 +1,88 @@
+"""Planted faults are caught, each by name; the unspoiled control in the same run is not."""
+
+import functools
+
+import pytest
+
+from tests.end_to_end.conftest import plug
+
+QUICK = ("--no-bench", "--shrink-seconds", "0", "--dtypes", "float32", "--workers", "1")
+
+TAL = (
+    "tal",
+    "tal_topk_one_less",
+    "tal_alpha_off",
+    "tal_diou",
+    "tal_conflict_by_metric",
+    "tal_index_shifted",
+    "tal_every_output_shifted",
+    "tal_mutates",
+    "tal_leaks_gradient",
+    "tal_raises",
+)
+SIMOTA = ("simota", "simota_radius_off", "simota_k_rounded", "simota_no_penalty", "simota_conflict_by_overlap")
+HUNGARIAN = ("hungarian", "hungarian_no_giou", "hungarian_index_shifted")
+
+
+RUNS = {
+    "tal": ("--oracles", "ultralytics==8.4.190", "--examples", "40", *plug(*TAL)),
+    "simota": ("--examples", "40", *plug(*SIMOTA)),
+    "hungarian": ("--oracles", "transformers==5.23.0", "--examples", "40", *plug(*HUNGARIAN)),
+}
+
+
+@pytest.fixture(scope="session")
+def runs(harness_run):
+    """`runs(operation)`: one run an operation, made when first asked for, with all its faults beside the control."""
+    return functools.cache(lambda operation: harness_run("--ops", operation, *RUNS[operation], *QUICK))
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("control", ["tal", "simota", "hungarian"])
+def test_the_control_holds(runs, control):
+    assert runs(control).failures(control) == []
+    assert runs(control).operation(control)["match"] > 0
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    ("fault", "output"),
+    [
+        ("tal_topk_one_less", "fg_mask, target_gt_idx"),
+        ("tal_alpha_off", "target_scores"),
+        ("tal_diou", "target_scores"),
+        ("tal_conflict_by_metric", "fg_mask, target_gt_idx"),
+        ("tal_index_shifted", "invariants"),
+        ("tal_every_output_shifted", "fg_mask, target_gt_idx"),
+        ("tal_mutates", "side effects"),
+        ("tal_leaks_gradient", "side effects"),
+        ("tal_raises", "rejection"),
+        ("simota_radius_off", None),
+        ("simota_k_rounded", None),
+        ("simota_no_penalty", None),
+        ("simota_conflict_by_overlap", None),
+        ("hungarian_no_giou", None),
+        ("hungarian_index_shifted", None),
+    ],
+)
+def test_a_planted_fault_is_caught(runs, fault, output):
+    run = runs(fault.partition("_")[0])
+    assert run.code == 1
+    failures = run.failures(fault)
+    assert failures
+    assert output is None or output in {row["output"] for row in failures}
+    assert all((run.folder / row["replay"]).is_file() for row in failures)
+
+
+@pytest.mark.oracle
+def test_a_candidate_that_exits_or_hangs_gets_a_verdict_and_the_run_goes_on(harness_run):
+    run = harness_run(
+        "--ops", "hungarian", "--oracles", "transformers==5.23.0", "--examples", "3", "--time-limit", "3", *QUICK,
+        *plug("exits", "hangs", "hungarian"),
+    )  # fmt: skip
+    assert run.code == 1
+    assert {row["verdict"] for row in run.failures("exits")} == {"crash"}
+    assert {row["verdict"] for row in run.failures("hangs")} == {"timeout"}
+    cases = {row["cases"] for row in run.summary["operations"]}
+    assert len(cases) == 1
+    assert run.failures("hungarian") == []
