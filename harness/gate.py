@@ -109,25 +109,22 @@ def _failures(verdicts: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _tie_bars(verdicts: pd.DataFrame) -> list[Bar]:
-    """One bar a (group, dtype): half precision ties more often, and each dtype has its own cap."""
+    """Two bars a (group, dtype), cases and decisions: half precision ties more often, each dtype has its own cap."""
     bars = []
     if not len(verdicts):
         return bars
+    caps, reason = _bars()["tied_decisions"], "a comparator that calls everything a tie excuses everything"
     for key, rows in verdicts.groupby([*GROUP, "dtype"], sort=True):
         operation, oracle, candidate, _, dtype = key
         if len(rows) < FEWEST_FOR_A_SHARE:
             continue
-        cap = declaration(operation).tie_cap[dtype]
-        share = float((rows["verdict"] == "tie").mean())
-        bars.append(
-            Bar(
-                f"tie share of {operation} in {dtype}, {candidate} against {oracle}",
-                cap,
-                share,
-                share <= cap,
-                "a comparator that calls everything a tie excuses everything",
-            )
-        )
+        where = f"{operation} in {dtype}, {candidate} against {oracle}"
+        cap, share = declaration(operation).tie_cap[dtype], float((rows["verdict"] == "tie").mean())
+        bars.append(Bar(f"tied cases of {where}", cap, share, share <= cap, reason))
+        decisions = int(rows["decisions"].sum())
+        if decisions:
+            cap, share = caps[dtype], float(rows["tied_decisions"].sum() / decisions)
+            bars.append(Bar(f"tied decisions of {where}", cap, share, share <= cap, reason))
     return bars
 
 
@@ -153,8 +150,7 @@ def _tried_bars(verdicts: pd.DataFrame, plan: Plan) -> list[Bar]:
 
 
 def _measured_bars(measurements: pd.DataFrame) -> list[Bar]:
-    table = tomllib.loads(BARS.read_text())
-    bars = []
+    table, bars = _bars(), []
     for row in measurements.to_dict("records"):
         if row["candidate"] not in BUILT_IN:
             continue
@@ -170,6 +166,10 @@ def _measured_bars(measurements: pd.DataFrame) -> list[Bar]:
                 value = max(row["peak_bytes_candidate"] - own, 0) / oracle
                 bars.append(Bar(f"memory of {where}", bar["at_most"], value, value <= bar["at_most"], bar["reason"]))
     return bars
+
+
+def _bars() -> dict[str, Any]:
+    return tomllib.loads(BARS.read_text())
 
 
 def _applies(bar: dict[str, Any], row: dict[str, Any]) -> bool:

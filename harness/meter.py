@@ -1,7 +1,6 @@
 """Times two implementations in interleaved pairs, and finds the memory that one call takes."""
 
 import gc
-import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,9 +13,6 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from harness.statistics import MINIMUM_PAIRS
-
-# Kineto writes two lines to stderr for each profile unless told otherwise before its first one.
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 Provider = Literal["oracle", "candidate"]
 Call = Callable[[], Any]

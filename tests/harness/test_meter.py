@@ -79,10 +79,7 @@ def test_nanoseconds_come_in_pair_order_for_both_providers():
     measured = Recorder().measure()
     for provider in ("oracle", "candidate"):
         expected = [
-            s.nanoseconds
-            for pair in range(20)
-            for s in measured.samples
-            if (s.pair, s.provider) == (pair, provider)
+            s.nanoseconds for pair in range(20) for s in measured.samples if (s.pair, s.provider) == (pair, provider)
         ]
         assert measured.nanoseconds(provider) == expected
 
@@ -94,9 +91,7 @@ def test_the_budget_bounds_the_pairs_and_the_note_says_so():
         calls.append("oracle")
         time.sleep(0.02)
 
-    measured = measure(
-        slow, lambda: None, device="cpu", budget_seconds=0.2, max_pairs=1000, seed=0, min_pairs=11
-    )
+    measured = measure(slow, lambda: None, device="cpu", budget_seconds=0.2, max_pairs=1000, seed=0, min_pairs=11)
     assert 1 <= measured.pairs <= 9
     assert measured.note == f"{measured.pairs} of at least 11 pairs fitted in 0.2 s"
 
@@ -236,9 +231,7 @@ def test_peak_of_a_backward_pass_counts_what_forward_saved():
 
 def test_peak_repeats_and_is_not_lowered_by_memory_that_the_profiler_did_not_see_allocated():
     # Blocks this large come straight from the system, which gives the same address again.
-    assert [peak_bytes(lambda: megabytes(64), device="cpu").allocated for _ in range(2)] == [
-        64 * MEGABYTE
-    ] * 2
+    assert [peak_bytes(lambda: megabytes(64), device="cpu").allocated for _ in range(2)] == [64 * MEGABYTE] * 2
     held = [megabytes(64)]
 
     def call():
@@ -291,9 +284,7 @@ def test_an_absent_gpu_is_refused_before_the_call_runs(use):
         use(lambda: pytest.fail("must not run"))
 
 
-@pytest.mark.parametrize(
-    "use", [cuda_counts, lambda call, device: graph_replay_ns(call, device=device, replays=1)]
-)
+@pytest.mark.parametrize("use", [cuda_counts, lambda call, device: graph_replay_ns(call, device=device, replays=1)])
 def test_gpu_counters_refuse_the_cpu(use):
     with pytest.raises(ValueError, match="device: cpu"):
         use(lambda: None, device="cpu")
@@ -328,10 +319,7 @@ def test_a_blind_profiler_is_an_error_and_not_a_count_of_zero():
 def test_gpu_measurements_of_a_known_call():
     values = torch.ones(1_000_000, device="cuda")
     assert (
-        measure(
-            lambda: values + 1, lambda: values + 1, device="cuda", budget_seconds=5, max_pairs=8, seed=0
-        ).pairs
-        == 8
+        measure(lambda: values + 1, lambda: values + 1, device="cuda", budget_seconds=5, max_pairs=8, seed=0).pairs == 8
     )
     assert peak_bytes(lambda: values + 1, device="cuda").requested == 4 * MEGABYTE
     assert cuda_counts(lambda: values + 1, device="cuda") == (1, 0)
