@@ -150,17 +150,19 @@ def _tried_bars(verdicts: pd.DataFrame, plan: Plan) -> list[Bar]:
 
 
 def _measured_bars(measurements: pd.DataFrame) -> list[Bar]:
+    import pandas as pd
+
     table, bars = _bars(), []
     for row in measurements.to_dict("records"):
         if row["candidate"] not in BUILT_IN:
             continue
         where = f"{row['operation']} {row['workload']}, {row['candidate']} against {row['oracle']}"
         for bar in table["speed"]:
-            if _applies(bar, row) and row["speedup_high"] == row["speedup_high"]:
+            if _applies(bar, row) and pd.notna(row["speedup_high"]):
                 ok = row["speedup_high"] >= bar["at_least"]
                 bars.append(Bar(f"speed of {where}", bar["at_least"], row["speedup"], ok, bar["reason"]))
         for bar in table["memory"]:
-            if _applies(bar, row) and row["peak_bytes_oracle"] == row["peak_bytes_oracle"]:
+            if _applies(bar, row) and pd.notna(row["peak_bytes_oracle"]):
                 own = row["output_bytes"] if bar["beyond_outputs"] else 0
                 oracle = max(row["peak_bytes_oracle"] - own, 1)
                 value = max(row["peak_bytes_candidate"] - own, 0) / oracle
@@ -177,9 +179,11 @@ def _applies(bar: dict[str, Any], row: dict[str, Any]) -> bool:
 
 
 def _measurements(measurements: pd.DataFrame) -> list[dict[str, Any]]:
+    import pandas as pd
+
     identity = ["operation", "oracle", "candidate", "device", "workload", "direction"]
     return [
-        {name: (None if row[name] != row[name] else row[name]) for name in [*identity, *MEASURED]}
+        {name: row[name] if pd.notna(row[name]) else None for name in [*identity, *MEASURED]}
         for row in measurements.to_dict("records")
     ]
 

@@ -1,0 +1,30 @@
+"""The workloads for pytest-benchmark. A process holds one oracle, so comparisons belong to `python -m harness run`."""
+
+import pytest
+
+from harness.operations import NAMES, operation
+from harness.oracles import package, pins
+from harness.parity import options
+
+
+def pytest_generate_tests(metafunc):
+    if "workload" not in metafunc.fixturenames:
+        return
+    rows = []
+    for name in NAMES:
+        # The newest pin of each package that has the operation decides what a case may hold.
+        newest = {package(pin): pin for pin in reversed(pins()) if package(pin) in operation(name).upstreams}
+        rows += [(name, pin, workload) for pin in newest.values() for workload in operation(name).workloads]
+    metafunc.parametrize(("name", "oracle", "workload"), rows, ids=["-".join(row) for row in rows])
+
+
+@pytest.fixture
+def bound(name, oracle, workload):
+    """(call, operation): the built-in candidate on the workload, in the era of the oracle."""
+    from cases.workloads import workload_case
+    from harness.oracles import version
+
+    declared = operation(name)
+    case = workload_case(workload, name, "float32", **options(name, oracle))
+    era = declared.upstreams[package(oracle)].era(version(oracle))
+    return lambda: declared.candidates["torch"](**case.tensors, **case.settings, **era), declared

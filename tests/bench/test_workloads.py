@@ -1,0 +1,15 @@
+"""`pytest tests/bench --benchmark-enable --benchmark-json FILE`; `reports.bench` reads the file."""
+
+import pytest
+
+from harness.worker import as_outputs
+
+
+@pytest.mark.oracle
+def test_workload(benchmark, name, oracle, workload, bound):
+    call, declared = bound
+    benchmark.extra_info.update(
+        operation=name, oracle=oracle, candidate="torch", workload=workload, direction="forward", provider="candidate"
+    )
+    outputs = as_outputs(benchmark(call))
+    assert [output.name for output in declared.outputs if output.name not in outputs] == []
