@@ -1,6 +1,7 @@
 """Times two implementations in interleaved pairs, and finds the memory that one call takes."""
 
 import gc
+import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -266,6 +267,8 @@ def _garbage_held() -> Iterator[None]:
 
 
 def _cpu_peak(call: Call) -> PeakBytes:
+    # Else it writes lines to stderr for every profile. Set here: one of the oracles sets it when imported.
+    os.environ["KINETO_LOG_LEVEL"] = "99"
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         output = call()
         # Freed while the profiler looks: it remembers blocks by address, and one freed behind its back would

@@ -70,6 +70,21 @@ class Upstream:
 
 
 @dataclass(frozen=True)
+class DropIn:
+    """A built-in candidate that is timed as the oracle is: the native call, without what prepares and reads it.
+
+    `bind(**tensors, **settings)` gives the native call and how to read its result as outputs by name.
+    """
+
+    bind: Callable[..., tuple[Callable[[], Any], Callable[[Any], Tensors]]]
+
+    def __call__(self, **given: Any) -> Tensors:
+        """Called as every candidate is."""
+        call, read = self.bind(**given)
+        return read(call())
+
+
+@dataclass(frozen=True)
 class Operation:
     """One assigner, loss, codec or overlap, and all that the harness needs to know about it."""
 

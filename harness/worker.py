@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -145,14 +146,18 @@ class _Session:
         """Samples and peaks of the oracle and one candidate on one workload, forward."""
         from cases.case import Case
         from harness.meter import measure, peak_bytes, tensor_bytes
+        from harness.operation import DropIn
         from harness.operations import operation as declaration
 
         operation, case = declaration(name), Case.from_bytes(stored).to(self._device)
         era, implementation = self._era(operation), self._candidate(operation, candidate)
         bound = self._oracle.bind(operation.name, case.tensors, case.settings)
 
-        def ours():
-            return implementation(**case.tensors, **case.settings, **era)
+        given = {**case.tensors, **case.settings, **era}
+        if isinstance(implementation, DropIn):
+            ours, read = implementation.bind(**given)
+        else:
+            ours, read = partial(implementation, **given), as_outputs
 
         self._stage("timing")
         measured = measure(bound, ours, device=self._device, **limits)
@@ -160,7 +165,7 @@ class _Session:
         peak_oracle = peak_bytes(bound, device=self._device)
         self._stage(f"memory of candidate {candidate}")
         peak_candidate = peak_bytes(ours, device=self._device)
-        outputs = as_outputs(ours())
+        outputs = read(ours())
         return {
             "samples": [asdict(sample) for sample in measured.samples],
             "oracle": measured.nanoseconds("oracle"),

@@ -197,13 +197,9 @@ def _match_images(
         return [_no_pairs() for _ in sizes]
 
     image_of_target = torch.from_numpy(np.arange(len(sizes)).repeat(sizes)).to(logits.device)
-    packed = packed_costs(logits, pred_boxes, labels, boxes, image_of_target, terms=terms)
-    entries = len(labels) * pred_boxes.shape[1]
-    if policy != "raise":
-        stand_in = torch.finfo(packed.dtype).max if policy == "largest" else 0.0
-        packed[:entries].nan_to_num_(nan=stand_in, posinf=stand_in, neginf=stand_in)
-
+    packed = packed_costs(logits, pred_boxes, labels, boxes, image_of_target, terms=terms, non_finite=policy)
     host = packed.cpu().numpy()
+    entries = len(labels) * pred_boxes.shape[1]
     for name, good in zip(CHECKED, host[entries:], strict=False):
         if not good:
             raise ValueError(_COMPLAINTS[name])

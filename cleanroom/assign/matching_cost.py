@@ -14,7 +14,7 @@ CHECKED = ("labels", "pred_boxes", "boxes")
 """What the flags at the end of `packed_costs` speak of, in order (`rtdetr` checks labels only)."""
 
 # Entries of the cost matrix worked on at a time. On the CPU an operation on four planes of them stays below the
-# 32768 elements from which PyTorch splits one over its threads: on two idle cores splitting would save a third
+# 32768 elements from which PyTorch splits one over its threads: on two idle cores splitting saves up to half
 # of the time, on busy ones every split waits for a core, and a call took a hundred times longer.
 # Elsewhere the number only bounds memory, at about 160 MB.
 _CHUNK_ENTRIES = {"cpu": (1 << 13) - 1}
@@ -51,6 +51,7 @@ def packed_costs(
     image_of_target: Tensor,
     *,
     terms: CostTerms,
+    non_finite: str,
 ) -> Tensor:
     """Matching costs and their validity flags in one flat tensor: one transfer brings both to the host.
 
@@ -61,10 +62,11 @@ def packed_costs(
         boxes: (G, 4) normalised centre form.
         image_of_target: (G,) int64, the image each target belongs to.
         terms: the terms of the cost and their weights.
+        non_finite: NaN and infinite costs become the `largest` finite number, `zero`, or stay (`raise`).
 
     Returns:
         (G * Q + flags,): the (G, Q) costs row by row, then one flag for each name in `CHECKED`, 0 where that
-        input holds a value upstream rejects (those costs mean nothing). Non-finite costs stay as they are.
+        input holds a value upstream rejects (those costs mean nothing).
         float32, or float64 where an input is float64 that upstream does not cast.
     """
     variant, class_cost, bbox_cost, giou_cost, use_fl, alpha, gamma = terms
@@ -90,9 +92,11 @@ def packed_costs(
     costs = packed[: -len(flags)].view(len(labels), count)
     packed[-len(flags) :] = torch.stack(flags)
 
+    stand_in = torch.finfo(dtype).max if non_finite == "largest" else 0.0
     rows = max(1, _CHUNK_ENTRIES.get(logits.device.type, _CHUNK_ENTRIES_ELSEWHERE) // max(1, count))
     for start in range(0, len(labels), rows):
         chunk = slice(start, start + rows)
+        cost = costs[chunk]
         images = image_of_target[chunk]
         of_class = scores[images, safe_labels[chunk]]
         target, target_corners, target_area = targets[:, chunk].split(_GROUPS)
@@ -102,12 +106,14 @@ def packed_costs(
         if detr:
             overlap = _generalised_iou(target_corners, query_corners, areas, eps=0.0)
             box_and_class = distance.mul_(bbox_cost) - of_class.mul_(class_cost)
-            torch.sub(box_and_class, overlap.mul_(giou_cost), out=costs[chunk])
+            torch.sub(box_and_class, overlap.mul_(giou_cost), out=cost)
         else:
             overlap = _generalised_iou(target_corners, query_corners, areas, eps=_RTDETR_OVERLAP_EPS)
             class_term = _focal_cost(of_class, alpha, gamma) if use_fl else of_class.neg_()
             class_and_box = class_term.mul_(class_cost) + distance.mul_(bbox_cost)
-            torch.add(class_and_box, (1 - overlap).mul_(giou_cost), out=costs[chunk])
+            torch.add(class_and_box, (1 - overlap).mul_(giou_cost), out=cost)
+        if non_finite != "raise":
+            cost.nan_to_num_(nan=stand_in, posinf=stand_in, neginf=stand_in)
     return packed
 
 

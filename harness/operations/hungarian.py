@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from cases.case import Case
 from cleanroom.assign.hungarian import HungarianMatcher, RTDETRHungarianMatcher, hungarian_match
-from harness.operation import Input, Operation, Output, Setting, Tensors, Upstream, release
+from harness.operation import DropIn, Input, Operation, Output, Setting, Tensors, Upstream, release
 from harness.operations.hungarian_compare import compare, spans
 
 TOLERATED_SINCE = {"transformers": (5, 18, 0), "ultralytics": (8, 0, 182)}
@@ -24,7 +25,7 @@ def _upstream(name: str, variant: str) -> Upstream:
     return Upstream(options=lambda version: {"variant": variant}, era=era)
 
 
-def _torch(
+def _bind(
     logits: Tensor,
     pred_boxes: Tensor,
     labels: Tensor,
@@ -37,20 +38,24 @@ def _torch(
     giou_cost: float,
     non_finite: str | None = None,
     **focal: Any,
-) -> dict[str, Tensor]:
+) -> tuple[Callable[[], Any], Callable[[Any], Tensors]]:
     """The classes that drop in, called as upstream's are; former eras have only the function beneath them."""
     if non_finite:
         weights = {"class_cost": class_cost, "bbox_cost": bbox_cost, "giou_cost": giou_cost}
-        options = {"variant": variant, "non_finite": non_finite, **weights, **focal}
-        return hungarian_match(logits, pred_boxes, labels, boxes, sizes, **options)._asdict()
+        settings = {"variant": variant, "non_finite": non_finite, **weights, **focal}
+        return lambda: hungarian_match(logits, pred_boxes, labels, boxes, sizes, **settings), lambda m: m._asdict()
     if variant == "detr":
         images = zip(labels.split(sizes), boxes.split(sizes), strict=True)
         targets = [{"class_labels": some, "boxes": others} for some, others in images]
+        outputs = {"logits": logits, "pred_boxes": pred_boxes}
         matcher = HungarianMatcher(class_cost, bbox_cost, giou_cost)
-        matches = matcher({"logits": logits, "pred_boxes": pred_boxes}, targets)
-    else:
-        gain = {"class": class_cost, "bbox": bbox_cost, "giou": giou_cost}
-        matches = RTDETRHungarianMatcher(gain, **focal)(pred_boxes, logits, boxes, labels, sizes)
+        return lambda: matcher(outputs, targets), _joined
+    gain = {"class": class_cost, "bbox": bbox_cost, "giou": giou_cost}
+    matcher = RTDETRHungarianMatcher(gain, **focal)
+    return lambda: matcher(pred_boxes, logits, boxes, labels, sizes), _joined
+
+
+def _joined(matches: list[tuple[Tensor, Tensor]]) -> Tensors:
     nothing = torch.empty(0, dtype=torch.int64)
     queries, targets = zip((nothing, nothing), *matches, strict=True)
     return {"queries": torch.cat(queries), "targets": torch.cat(targets)}
@@ -120,7 +125,7 @@ OPERATION = Operation(
         "transformers": _upstream("transformers", "detr"),
         "ultralytics": _upstream("ultralytics", "rtdetr"),
     },
-    candidates={"torch": _torch},
+    candidates={"torch": DropIn(_bind)},
     predictions=("logits", "pred_boxes"),
     compare=compare,
     invariants=invariants,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from cases.case import Case
 from cleanroom.assign.tal import TaskAlignedAssigner
-from harness.operation import Input, Operation, Output, Setting, Tensors, Upstream, release
+from harness.operation import DropIn, Input, Operation, Output, Setting, Tensors, Upstream, release
 from harness.operations.tal_compare import compare
 
 OUTPUT_NAMES = ("target_labels", "target_bboxes", "target_scores", "fg_mask", "target_gt_idx")
@@ -39,7 +40,7 @@ def _era(version: str) -> dict[str, Any]:
     }
 
 
-def _torch(
+def _bind(
     pd_scores: Tensor,
     pd_bboxes: Tensor,
     anc_points: Tensor,
@@ -47,10 +48,12 @@ def _torch(
     gt_bboxes: Tensor,
     mask_gt: Tensor,
     **settings: Any,
-) -> dict[str, Tensor]:
+) -> tuple[Callable[[], tuple[Tensor, ...]], Callable[[tuple[Tensor, ...]], Tensors]]:
     assigner = TaskAlignedAssigner(**settings)
-    outputs = assigner(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt)
-    return dict(zip(OUTPUT_NAMES, outputs, strict=True))
+    return (
+        lambda: assigner(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt),
+        lambda outputs: dict(zip(OUTPUT_NAMES, outputs, strict=True)),
+    )
 
 
 def invariants(case: Case, outputs: Tensors) -> str | None:
@@ -114,7 +117,7 @@ OPERATION = Operation(
         Output("target_gt_idx", "(B, A)", "int64", "ground-truth row, 0 for background", decision=True),
     ),
     upstreams={"ultralytics": Upstream(options=_options, era=_era)},
-    candidates={"torch": _torch},
+    candidates={"torch": DropIn(_bind)},
     predictions=("pd_scores", "pd_bboxes"),
     compare=compare,
     invariants=invariants,

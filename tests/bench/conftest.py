@@ -1,10 +1,14 @@
 """The workloads for pytest-benchmark. A process holds one oracle, so comparisons belong to `python -m harness run`."""
 
+from functools import partial
+
 import pytest
 
+from harness.operation import DropIn
 from harness.operations import NAMES, operation
 from harness.oracles import package, pins
 from harness.parity import options
+from harness.worker import as_outputs
 
 
 def pytest_generate_tests(metafunc):
@@ -20,11 +24,15 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def bound(name, oracle, workload):
-    """(call, operation): the built-in candidate on the workload, in the era of the oracle."""
+    """(call, read, operation): the built-in candidate on the workload, in the era of the oracle."""
     from cases.workloads import workload_case
     from harness.oracles import version
 
     declared = operation(name)
     case = workload_case(workload, name, "float32", **options(name, oracle))
     era = declared.upstreams[package(oracle)].era(version(oracle))
-    return lambda: declared.candidates["torch"](**case.tensors, **case.settings, **era), declared
+    candidate, given = declared.candidates["torch"], {**case.tensors, **case.settings, **era}
+    if isinstance(candidate, DropIn):
+        call, read = candidate.bind(**given)
+        return call, read, declared
+    return partial(candidate, **given), as_outputs, declared

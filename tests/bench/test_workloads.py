@@ -2,14 +2,12 @@
 
 import pytest
 
-from harness.worker import as_outputs
-
 
 @pytest.mark.oracle
 def test_workload(benchmark, name, oracle, workload, bound):
-    call, declared = bound
+    call, read, declared = bound
     benchmark.extra_info.update(
         operation=name, oracle=oracle, candidate="torch", workload=workload, direction="forward", provider="candidate"
     )
-    outputs = as_outputs(benchmark(call))
+    outputs = read(benchmark(call))
     assert [output.name for output in declared.outputs if output.name not in outputs] == []

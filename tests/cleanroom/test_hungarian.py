@@ -85,7 +85,7 @@ def costs(batch):
     sizes = torch.tensor(batch["sizes"], dtype=torch.int64)
     image = torch.arange(len(sizes)).repeat_interleave(sizes)
     terms = CostTerms(**{name: batch[name] for name in CostTerms._fields if name in batch})
-    packed = packed_costs(*inputs, image, terms=terms)
+    packed = packed_costs(*inputs, image, terms=terms, non_finite="raise")
     entries = len(image) * batch["pred_boxes"].shape[1]
     return packed[:entries].view(len(image), -1), packed[entries:].tolist()
 
@@ -166,7 +166,7 @@ def test_classes_match_as_upstream_calls_them():
 
 def test_classes_pass_their_settings_on(monkeypatch):
     seen = []
-    monkeypatch.setattr(hungarian, "packed_costs", lambda *_, terms: seen.append(terms) or packed)
+    monkeypatch.setattr(hungarian, "packed_costs", lambda *_, terms, **__: seen.append(terms) or packed)
     packed = torch.ones(1 * 4 + 3)
     inputs = torch.zeros(1, 4, 3), torch.ones(1, 4, 4), torch.ones(1, 4), torch.zeros(1, dtype=torch.int64)
     logits, pred_boxes, boxes, labels = inputs
