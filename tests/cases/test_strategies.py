@@ -325,7 +325,7 @@ def test_a_planted_property_shrinks_to_a_readable_case():
     assert tensors["pd_scores"].shape[0] <= 2
     assert tensors["pd_scores"].shape[1] <= 16
     assert int(tensors["mask_gt"].sum()) == 2
-    assert case.settings["stride"] == [8]
+    assert len(case.settings["stride"]) <= 2
     assert case.tags & set(boxes.KINDS) == {"ordinary"}
     assert bool((tensors["gt_bboxes"] == tensors["gt_bboxes"].round()).all())
     assert "gt_bboxes: float32 " in repr(case)
