@@ -1,4 +1,4 @@
-"""Candidates with a fault planted in each: what the harness must catch. Not tests themselves.
+"""Candidates with a fault planted in each, and their controls without one: what the harness must tell apart.
 
 Each takes what every candidate takes, all by keyword, and spoils the built-in candidate in one way.
 """
@@ -20,6 +20,11 @@ def right(name):
 
 def tal(**given):
     return right("tal")(**given)
+
+
+def tal_static(**given):
+    """The path that CUDA takes, on the CPU."""
+    return right("tal")(**given, path="static")
 
 
 def tal_topk_one_less(*, topk, **given):
@@ -95,6 +100,11 @@ def hangs(**given):
 
 def simota(**given):
     return right("simota")(**given)
+
+
+def simota_static(**given):
+    """The path that CUDA takes, on the CPU."""
+    return right("simota")(**given, path="static")
 
 
 def simota_radius_off(**given):

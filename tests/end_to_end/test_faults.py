@@ -10,6 +10,7 @@ QUICK = ("--no-bench", "--shrink-seconds", "0", "--dtypes", "float32", "--worker
 
 TAL = (
     "tal",
+    "tal_static",
     "tal_topk_one_less",
     "tal_alpha_off",
     "tal_diou",
@@ -20,7 +21,14 @@ TAL = (
     "tal_leaks_gradient",
     "tal_raises",
 )
-SIMOTA = ("simota", "simota_radius_off", "simota_k_rounded", "simota_no_penalty", "simota_conflict_by_overlap")
+SIMOTA = (
+    "simota",
+    "simota_static",
+    "simota_radius_off",
+    "simota_k_rounded",
+    "simota_no_penalty",
+    "simota_conflict_by_overlap",
+)
 HUNGARIAN = ("hungarian", "hungarian_no_giou", "hungarian_index_shifted")
 
 
@@ -38,10 +46,11 @@ def runs(harness_run):
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("control", ["tal", "simota", "hungarian"])
+@pytest.mark.parametrize("control", ["tal", "tal_static", "simota", "simota_static", "hungarian"])
 def test_the_control_holds(runs, control):
-    assert runs(control).failures(control) == []
-    assert runs(control).operation(control)["match"] > 0
+    run = runs(control.partition("_")[0])
+    assert run.failures(control) == []
+    assert run.operation(control)["match"] > 0
 
 
 @pytest.mark.oracle
