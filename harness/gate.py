@@ -22,6 +22,8 @@ BARS = Path(__file__).with_name("gate.toml")
 HOLDS_ALL, FELL, INTERRUPTED, INCOMPLETE, WRONG_REQUEST, NOTHING_TRIED = range(6)
 """Exit codes of every command (`design.md`)."""
 
+DECIDABLE = frozenset({"faster", "slower", "same", "ambiguous"})
+"""Verdicts of a timing that a speed bar may be held against: a row with too few pairs is shown, not judged."""
 FEWEST_FOR_A_SHARE = 30
 """Cases of a dtype under which a share of ties says nothing, so its cap is not held against the run."""
 

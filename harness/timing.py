@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 DIRECTION = "forward"
 """Assigners run without gradient; operations with gradients add `forward+backward`."""
+MAX_PAIRS = 500
+"""More say nothing new: the interval of a call of a millisecond is then a few percent wide on a noisy machine."""
 ROW_LIMIT = 600.0
 """Seconds after which a row is given up: a slow oracle may take seconds a call, with warm-up and profiler."""
 LABELS_WORKLOAD = "labels-b16"
@@ -67,7 +69,7 @@ def build_case(plan: Plan, row: Row) -> Case:
 def take(plan: Plan, row: Row, folder: RunFolder, worker: Worker, threads: int) -> None:
     """Measure one row and append its samples and its line; a lost worker is a line too, with the reason."""
     identity = {**vars(row), "device": plan.device, "direction": DIRECTION}
-    limits = {"budget_seconds": plan.row_seconds, "seed": plan.seed}
+    limits = {"budget_seconds": plan.row_seconds, "max_pairs": MAX_PAIRS, "seed": plan.seed}
     stored = build_case(plan, row).to_bytes()
     try:
         answer = worker.request("measure", row.operation, stored, row.candidate, limits, time_limit=ROW_LIMIT)

@@ -100,7 +100,9 @@ def packed_costs(
         images = image_of_target[chunk]
         of_class = scores[images, safe_labels[chunk]]
         target, target_corners, target_area = targets[:, chunk].split(_GROUPS)
-        query, query_corners, query_area = queries.index_select(1, images).split(_GROUPS)
+        # One image needs no copy of its queries for each target: they broadcast.
+        own = queries if len(logits) == 1 else queries.index_select(1, images)
+        query, query_corners, query_area = own.split(_GROUPS)
         distance = (target - query).abs_().sum(0)
         areas = (target_area + query_area)[0]
         if detr:

@@ -32,6 +32,7 @@ MEASURED = {
     "speedup": 6.0,
     "speedup_low": 5.0,
     "speedup_high": 7.0,
+    "verdict": "faster",
     "peak_bytes_oracle": 200,
     "peak_bytes_candidate": 60,
     "output_bytes": 50,
@@ -113,7 +114,8 @@ def test_a_shard_that_never_started_makes_the_run_incomplete(gate):
         ({"peak_bytes_candidate": 101}, ["memory"]),
         ({"peak_bytes_candidate": 99}, []),
         ({"candidate": "mine", "speedup_high": 0.1, "peak_bytes_candidate": 10**9}, []),
-        ({"speedup": None, "speedup_low": None, "speedup_high": None}, []),
+        ({"speedup": 0.5, "speedup_low": 0.4, "speedup_high": 0.6, "verdict": "too-few-pairs"}, []),
+        ({"speedup": None, "speedup_low": None, "speedup_high": None, "verdict": "too-few-pairs"}, []),
     ],
 )
 def test_bars_of_speed_and_memory(gate, row, bars):
