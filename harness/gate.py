@@ -160,7 +160,7 @@ def _measured_bars(measurements: pd.DataFrame) -> list[Bar]:
             continue
         where = f"{row['operation']} {row['workload']}, {row['candidate']} against {row['oracle']}"
         for bar in table["speed"]:
-            if _applies(bar, row) and pd.notna(row["speedup_high"]):
+            if _applies(bar, row) and row["verdict"] in DECIDABLE:
                 ok = row["speedup_high"] >= bar["at_least"]
                 bars.append(Bar(f"speed of {where}", bar["at_least"], row["speedup"], ok, bar["reason"]))
         for bar in table["memory"]:
