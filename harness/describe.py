@@ -47,6 +47,7 @@ def show(declared: Operation) -> str:
         "",
         "calling convention of a candidate",
         f"  def candidate({arguments}) -> Mapping or NamedTuple with the outputs above",
+        "  **settings are those above and the keywords of the oracle's version.",
         "  Everything is passed by keyword. Inputs stay unchanged; outputs carry no gradient, alias nothing.",
         f"  python -m harness run --ops {declared.name} --candidate mine=my_module:candidate",
     ]

@@ -34,7 +34,7 @@ class Divergence:
     id: str
     operation: str
     oracles: str
-    """Regular expression that the oracle's name must match in full."""
+    """Regular expression that "NAME==VERSION" of the oracle must match in full."""
     when: str
     """Name of a predicate in `PREDICATES`."""
     reason: str

@@ -47,7 +47,7 @@ def _judge(operation, case, oracle, truth, candidate, quantities, era) -> Findin
     if oracle.error and candidate.error:
         return _both_reject(operation, oracle, candidate)
     if oracle.error:
-        return Finding("mismatch", f"oracle rejects ({oracle.error.text}), candidate accepts", "rejection")
+        return Finding("oracle-error", f"oracle rejects ({oracle.error.text}), candidate accepts", "rejection")
     if candidate.error:
         return Finding("candidate-error", candidate.error.text, "rejection")
     problem = _structure(operation, oracle.outputs, candidate.outputs)

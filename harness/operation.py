@@ -17,13 +17,9 @@ Settings = Mapping[str, Any]
 Implementation = Callable[..., Any]
 
 
-CHECKOUT = "+checkout"
-"""Suffix of the version of a local checkout, which says of itself what the last release said."""
-
-
 def release(version: str) -> tuple[int, ...]:
     """(8, 4, 190) of "8.4.190"; a version that is not all numbers counts as newer than every release."""
-    parts = version.removesuffix(CHECKOUT).split(".")
+    parts = version.split(".")
     return tuple(int(part) for part in parts) if all(part.isdigit() for part in parts) else (99,)
 
 
@@ -106,8 +102,6 @@ class Operation:
     workloads: tuple[str, ...]
     tie_cap: Mapping[str, float]
     """Largest share of tie verdicts that the gate accepts, by dtype; more would excuse anything."""
-    gradients: tuple[str, ...] = ()
-    """Inputs that carry gradient. Empty for assigners: their outputs are constants of the loss."""
 
     @property
     def rejectable(self) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Any
 
 import reference
-from harness.operation import CHECKOUT
 
 
 def pins() -> list[str]:
@@ -20,9 +19,8 @@ def package(oracle: str) -> str:
 
 
 def version(oracle: str) -> str:
-    """The version by which eras are chosen; that of a local checkout ends in "+checkout"."""
-    checkout = bool(reference.OracleSpec.parse(oracle).folder)
-    return locate(oracle).version + (CHECKOUT if checkout else "")
+    """The version of an oracle that is present; OracleError says how to bring one that is not."""
+    return locate(oracle).version
 
 
 def locate(oracle: str) -> reference.Location:

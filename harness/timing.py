@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from harness.runfolder import RunFolder
 
 DIRECTION = "forward"
-"""Assigners run without gradient; operations with gradients add `forward+backward`."""
+"""Assigners run without gradient, so there is no `forward+backward` row."""
 MAX_PAIRS = 500
 """More say nothing new: the interval of a call of a millisecond is then a few percent wide on a noisy machine."""
 ROW_LIMIT = 600.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cases.case import Case
     from harness.operation import Operation, Tensors
 
-VERDICTS = (
+Verdict = Literal[
     "match",
     "tie",
     "mismatch",
@@ -24,8 +24,8 @@ VERDICTS = (
     "timeout",
     "out-of-memory",
     "known-divergence",
-)
-HOLDS = frozenset({"match", "tie", "both-reject", "known-divergence"})
+]
+HOLDS: frozenset[Verdict] = frozenset({"match", "tie", "both-reject", "known-divergence"})
 """Verdicts under which parity holds; every other one fails the gate."""
 
 
@@ -40,7 +40,7 @@ DTYPE = "dtype"
 class Finding:
     """What a comparator found; `error` is the worst error as a share of its budget."""
 
-    verdict: str
+    verdict: Verdict
     detail: str = ""
     output: str = ""
     error: float | None = None

@@ -97,6 +97,8 @@ class _Session:
 
         operation, case = declaration(name), Case.from_bytes(stored).to(self._device)
         era = self._era(operation)
+        # A checkout or an installed package diverges as the release of its version does.
+        release = f"{self._oracle.name}=={self._oracle.version}"
         bind = self._bound(operation, case)
         self._stage("oracle")
         oracle = execute(bind, case.tensors, track=False)
@@ -115,7 +117,7 @@ class _Session:
                 track=True,
             )
             self._stage(f"compare {candidate}")
-            finding, divergence = judge(operation, case, oracle, truth, ours, quantities, era, self._settings.oracle)
+            finding, divergence = judge(operation, case, oracle, truth, ours, quantities, era, release)
             rows.append(
                 {
                     "candidate": candidate,
@@ -131,9 +133,7 @@ class _Session:
         return rows
 
     def _era(self, operation) -> dict[str, Any]:
-        from harness.oracles import version
-
-        return operation.upstreams[self._oracle.name].era(version(self._settings.oracle))
+        return operation.upstreams[self._oracle.name].era(self._oracle.era(operation.name))
 
     def _bound(self, operation, case):
         def call(tensors):

@@ -64,6 +64,11 @@ class Oracle(Location):
         """Return the deciding quantities, by upstream's public functions, in the dtype of the tensors."""
         return self._adapter(operation).quantities(tensors, settings)
 
+    def era(self, operation: str) -> str:
+        """Return the version by which upstream's meaning is known; "0.3.0+head" where one number has two meanings."""
+        variant = getattr(self._adapter(operation), "variant", str)()
+        return f"{self.version}+{variant}" if variant else self.version
+
     def _adapter(self, operation: str) -> ModuleType:
         modules = PACKAGES[self.name].operations
         if operation not in modules:

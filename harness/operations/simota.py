@@ -9,14 +9,14 @@ import torch
 from cases.case import Case
 from cleanroom.assign.simota import simota_assign
 from harness.equality import FLOOR_ULPS, ulp
-from harness.operation import CHECKOUT, Input, Operation, Output, Setting, Tensors, Upstream
+from harness.operation import Input, Operation, Output, Setting, Tensors, Upstream
 from harness.operations.simota_compare import compare
 from harness.operations.simota_margins import HEAD, PACKAGE, candidates
 
 
 def _era(version: str) -> dict[str, Any]:
-    """Settings of `spec/simota.md` section 1: a local checkout counts as the repository's head."""
-    return dict(HEAD if version.endswith(CHECKOUT) else PACKAGE)
+    """Settings of `spec/simota.md` section 1; the repository's head calls itself what the release does."""
+    return dict(HEAD if version.endswith("+head") else PACKAGE)
 
 
 def _torch(**arguments: Any) -> dict[str, torch.Tensor]:

@@ -56,7 +56,7 @@ def test_both_reject_needs_the_name_of_an_argument():
 
 
 def test_one_that_rejects_alone_fails():
-    assert verdict(rejects("index out of range"), gives()).verdict == "mismatch"
+    assert verdict(rejects("index out of range"), gives()).verdict == "oracle-error"
     assert verdict(gives(), rejects("topk is wrong")).verdict == "candidate-error"
 
 

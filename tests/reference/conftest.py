@@ -30,6 +30,10 @@ class OracleProcess:
     def quantities(self, operation, tensors, settings):
         return self._ask("quantities", operation, tensors, settings)
 
+    def era(self, operation):
+        """Return the version by which upstream's meaning is known."""
+        return self._ask("era", operation, {}, {})
+
     def close(self):
         self.process.kill()
         self.process.communicate()

@@ -1,7 +1,8 @@
 """Child process of the tests: loads the oracle named on the command line and answers requests from its stdin.
 
 A request is a pickled (method of the Oracle, operation, tensors, settings). The reply to `bind` holds the
-translated outputs, upstream's raw result, and the tensors after the call; to `quantities`, the quantities.
+translated outputs, upstream's raw result, and the tensors after the call; that to `quantities` the quantities, that
+to `era` the era.
 """
 
 import os
@@ -14,6 +15,8 @@ from reference import OracleError, OracleSpec, load
 def answer(oracle, method, operation, tensors, settings):
     if method == "quantities":
         return oracle.quantities(operation, tensors, settings)
+    if method == "era":
+        return oracle.era(operation)
     bound = oracle.bind(operation, tensors, settings)
     raw = bound()
     return {"outputs": bound.translate(raw), "raw": raw, "tensors": tensors}

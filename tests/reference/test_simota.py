@@ -146,6 +146,12 @@ def test_checkout_with_the_newer_signature(start_oracle, tmp_path):
     assert outputs["fg_mask"].nonzero().tolist() == [[0, 7]]
     assert outputs["matched_gt"][0, 7] == 1
     assert outputs["matched_iou"][0, 7] == 0.25
+    assert checkout.era("simota") == "0.3.0+head"
+
+
+@pytest.mark.oracle
+def test_the_release_is_no_head(start_oracle):
+    assert start_oracle("yolox==0.3.0").era("simota") == "0.3.0"
 
 
 def test_translate_only_places():
