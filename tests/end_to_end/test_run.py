@@ -172,6 +172,16 @@ def test_a_wrong_request_ends_with_4_and_says_what_is_wrong(arguments, said, cap
 
 
 @pytest.mark.oracle
+def test_a_checkout_serves_as_oracle(harness_run):
+    from harness.oracles import locate
+
+    folder = locate("yolox==0.3.0").root
+    run = harness_run("--ops", "simota", "--oracle", f"yolox={folder}", "--examples", "10", "--no-bench")
+    assert run.code == 0
+    assert {row["oracle"] for row in run.summary["operations"]} == {f"yolox={folder}"}
+
+
+@pytest.mark.oracle
 def test_nothing_tried_is_not_a_pass(harness_run):
     run = harness_run("--ops", "hungarian", "--no-parity", "--no-bench")
     assert run.code == 5
