@@ -23,7 +23,7 @@ HOLDS_ALL, FELL, INTERRUPTED, INCOMPLETE, WRONG_REQUEST, NOTHING_TRIED = range(6
 """Exit codes of every command (`design.md`)."""
 
 DECIDABLE = frozenset({"faster", "slower", "same", "ambiguous"})
-"""Verdicts of a timing that a speed bar may be held against: a row with too few pairs is shown, not judged."""
+"""Verdicts of a timing that a speed bar may be held against: too few pairs or a busy machine prove nothing."""
 FEWEST_FOR_A_SHARE = 30
 """Cases of a dtype under which a share of ties says nothing, so its cap is not held against the run."""
 
@@ -192,8 +192,8 @@ def _measurements(measurements: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _sentence(operations: list[dict[str, Any]], failed: int, code: int, lost: tuple[str, ...]) -> str:
     cases = sum(row["cases"] for row in operations)
-    oracles = len({row["oracle"] for row in operations})
-    tried = f"{cases} cases of {len({r['operation'] for r in operations})} operations against {oracles} oracles"
+    names, oracles = ({row[key] for row in operations} for key in ("operation", "oracle"))
+    tried = f"{_count(cases, 'case')} of {_count(len(names), 'operation')} against {_count(len(oracles), 'oracle')}"
     if code == NOTHING_TRIED:
         return "Nothing was tried."
     if code == INTERRUPTED:
@@ -202,5 +202,11 @@ def _sentence(operations: list[dict[str, Any]], failed: int, code: int, lost: tu
         return f"The run could not be completed ({'; '.join(lost)}); {tried} were judged."
     mismatches = sum(row["mismatch"] for row in operations)
     if failed:
-        return f"Parity or a bar fell: {failed} failed ({mismatches} mismatches) in {tried}."
+        return f"Parity or a bar fell: {failed} failed ({_count(mismatches, 'mismatch', 'es')}) in {tried}."
+    if not operations:
+        return "No case was judged, only measurements were taken; no bar fell."
     return f"Parity holds: {tried}, no mismatch."
+
+
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number} {noun}{'' if number == 1 else plural}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from harness.disturbance import MOST
 from harness.operations import operation as declaration
 from harness.parity import options
 from harness.pool import Worker, WorkerLost
@@ -89,6 +90,10 @@ def take(plan: Plan, row: Row, folder: RunFolder, worker: Worker, threads: int) 
         "verdict": ratio.verdict,
         "threads": threads,
     }
+    if answer["other_cores"] > MOST:
+        # Nothing was found out about the code: shown, and judged by no bar.
+        line["verdict"] = "disturbed"
+        answer["note"] = f"other processes used {answer['other_cores']:.1f} cores. {answer['note']}".rstrip(" .")
     folder.append("measurements", [{**identity, **line, **answer}])
 
 
@@ -123,5 +128,5 @@ def measure_all(
 
 def _nothing() -> dict[str, Any]:
     numbers = ("oracle_ns", "candidate_ns", "speedup", "speedup_low", "speedup_high")
-    sizes = ("peak_bytes_oracle", "peak_bytes_candidate", "output_bytes", "minimum_bytes")
+    sizes = ("other_cores", "peak_bytes_oracle", "peak_bytes_candidate", "output_bytes", "minimum_bytes")
     return {"pairs": 0, "verdict": "too-few-pairs", **dict.fromkeys(numbers + sizes)}

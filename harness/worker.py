@@ -145,6 +145,7 @@ class _Session:
     def measure(self, name: str, stored: bytes, candidate: str, limits: dict[str, Any]) -> dict[str, Any]:
         """Samples and peaks of the oracle and one candidate on one workload, forward."""
         from cases.case import Case
+        from harness import disturbance
         from harness.meter import measure, peak_bytes, tensor_bytes
         from harness.operation import DropIn
         from harness.operations import operation as declaration
@@ -160,7 +161,9 @@ class _Session:
             ours, read = partial(implementation, **given), as_outputs
 
         self._stage("timing")
+        before = disturbance.read()
         measured = measure(bound, ours, device=self._device, **limits)
+        others = disturbance.other_cores(before, disturbance.read())
         self._stage("memory of oracle")
         peak_oracle = peak_bytes(bound, device=self._device)
         self._stage(f"memory of candidate {candidate}")
@@ -171,6 +174,7 @@ class _Session:
             "oracle": measured.nanoseconds("oracle"),
             "candidate": measured.nanoseconds("candidate"),
             "note": measured.note,
+            "other_cores": others,
             "peak_bytes_oracle": peak_oracle.allocated,
             "peak_bytes_candidate": peak_candidate.allocated,
             "output_bytes": tensor_bytes(outputs),

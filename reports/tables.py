@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 GOOD, BAD, WARN, QUIET = "good", "bad", "warn", "quiet"
 TONES = {
-    **{"faster": GOOD, "slower": BAD, "same": QUIET, "ambiguous": WARN, "too-few-pairs": WARN},
+    **{"faster": GOOD, "slower": BAD, "same": QUIET, "ambiguous": WARN, "too-few-pairs": WARN, "disturbed": WARN},
     **{"match": GOOD, "tie": GOOD, "both-reject": GOOD, "known-divergence": WARN},
 }
 """How a verdict looks; every verdict that is not listed is bad. The word itself is always printed too."""
@@ -212,6 +212,7 @@ def _found(row: Mapping[str, Any]) -> str:
     if row["verdict"] == "too-few-pairs" or text.absent(low) or text.absent(high):
         return f"Only {pairs} pairs: an estimate, not a finding."
     return {
+        "disturbed": "The machine was busy with something else: an estimate, not a finding.",
         "faster": f"At least {say(low)} times as fast as upstream, most likely {say(speedup)}.",
         "slower": f"Slower: takes at least {say(1 / high)} times as long, most likely {say(1 / speedup)}.",
         "same": "No difference beyond the dead band.",

@@ -115,6 +115,7 @@ def test_a_shard_that_never_started_makes_the_run_incomplete(gate):
         ({"peak_bytes_candidate": 99}, []),
         ({"candidate": "mine", "speedup_high": 0.1, "peak_bytes_candidate": 10**9}, []),
         ({"speedup": 0.5, "speedup_low": 0.4, "speedup_high": 0.6, "verdict": "too-few-pairs"}, []),
+        ({"speedup": 0.5, "speedup_low": 0.4, "speedup_high": 0.6, "verdict": "disturbed"}, []),
         ({"speedup": None, "speedup_low": None, "speedup_high": None, "verdict": "too-few-pairs"}, []),
     ],
 )

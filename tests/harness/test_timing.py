@@ -1,0 +1,73 @@
+"""A measurement becomes a line: its verdict, what disturbed it, and who took the worker down."""
+
+import pytest
+
+from harness import timing
+from harness.disturbance import MOST, Reading, other_cores
+from harness.plan import Plan
+from harness.pool import WorkerLost
+from harness.runfolder import RunFolder
+
+PLAN = Plan(
+    ("tal",), ("ultralytics==8.4.190",), {"torch": ""}, "cpu", ("float32",), "quick", 1, 0, ("coco-b1",), None,
+    parity=False, bench=True, workers=1, time_limit=1, row_seconds=1, shrink_seconds=1,
+)  # fmt: skip
+ROW = timing.Row("tal", "ultralytics==8.4.190", "torch", "coco-b1")
+
+
+class Stub:
+    """A worker that answers with numbers, or is lost."""
+
+    def __init__(self, other_cores=0.0, lost=None):
+        self.other_cores, self.lost = other_cores, lost
+
+    def request(self, *_, **__):
+        if self.lost:
+            raise self.lost
+        return {
+            "samples": [{"pair": 0, "provider": "oracle", "nanoseconds": 20, "first": True}],
+            "oracle": [2000 + i for i in range(20)],
+            "candidate": [1000 + i for i in range(20)],
+            "note": "",
+            "other_cores": self.other_cores,
+            "peak_bytes_oracle": 2,
+            "peak_bytes_candidate": 1,
+            "output_bytes": 1,
+            "minimum_bytes": 1,
+        }
+
+
+@pytest.fixture
+def line(tmp_path):
+    def take(worker):
+        folder = RunFolder.create(tmp_path / "run", {})
+        timing.take(PLAN, ROW, folder, worker, threads=2)
+        [row] = folder.rows("measurements")
+        assert timing.missing(PLAN, folder) == []
+        return row
+
+    return take
+
+
+def test_a_quiet_machine_gives_a_finding(line):
+    row = line(Stub())
+    assert row["verdict"] == "faster"
+    assert row["speedup"] == pytest.approx(2, rel=0.02)
+    assert row["note"] == ""
+
+
+def test_a_busy_machine_gives_none_and_says_so(line):
+    row = line(Stub(other_cores=MOST + 0.5))
+    assert row["verdict"] == "disturbed"
+    assert "other processes used 0.8 cores" in row["note"]
+
+
+def test_a_lost_worker_is_a_line_with_the_reason(line):
+    row = line(Stub(lost=WorkerLost("crash", "timing", "killed by SIGSEGV")))
+    assert row["speedup"] is None
+    assert "SIGSEGV" in row["note"]
+
+
+def test_others_are_what_is_busy_beyond_this_process():
+    assert other_cores(Reading(0, 100, 10), Reading(10, 125, 25)) == pytest.approx(1.0)
+    assert other_cores(Reading(0, 100, 10), Reading(10, 114, 25)) == 0
