@@ -156,9 +156,12 @@ def _measured_bars(measurements: pd.DataFrame) -> list[Bar]:
 
     table, bars = _bars(), []
     for row in measurements.to_dict("records"):
+        where = f"{row['operation']} {row['workload']}, {row['candidate']} against {row['oracle']}"
+        if not row["pairs"]:
+            bars.append(Bar(f"measurement of {where}", 1, 0, False, row["note"]))
+            continue
         if row["candidate"] not in BUILT_IN:
             continue
-        where = f"{row['operation']} {row['workload']}, {row['candidate']} against {row['oracle']}"
         for bar in table["speed"]:
             if _applies(bar, row) and row["verdict"] in DECIDABLE:
                 ok = row["speedup_high"] >= bar["at_least"]

@@ -93,6 +93,8 @@ def _structure(operation: Operation, oracle: Tensors, candidate: Tensors) -> str
             return f"output {output.name} is {type(ours).__name__}, not a tensor"
         if ours.shape != theirs.shape:
             return f"output {output.name} has shape {tuple(ours.shape)}, the oracle's {tuple(theirs.shape)}"
+        if ours.is_floating_point() and not theirs.is_floating_point():
+            return f"output {output.name} has dtype {ours.dtype}, the oracle's {theirs.dtype}"
     return None
 
 

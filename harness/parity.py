@@ -28,7 +28,7 @@ SPARE = 1.5
 """Hypothesis repeats itself now and then; so many more draws are allowed to reach the number of cases."""
 
 
-class Interrupted(RuntimeError):  # noqa: N818
+class Interrupted(RuntimeError):  # noqa: N818 - a request, not a mistake
     """The run was asked to stop."""
 
 

@@ -21,7 +21,7 @@ class WorkerLost(RuntimeError):  # noqa: N818 - an event, not a mistake
         self.verdict, self.stage, self.reason = verdict, stage, reason
 
 
-class WorkerFailed(RuntimeError):  # noqa: N818
+class WorkerFailed(RuntimeError):  # noqa: N818 - reads as what happened, beside WorkerLost
     """A worker that cannot start or serve a request: the set-up is at fault, not a candidate."""
 
 

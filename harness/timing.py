@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.disturbance import MOST
 from harness.operations import operation as declaration
 from harness.parity import options
-from harness.pool import Worker, WorkerLost
+from harness.pool import Worker, WorkerFailed, WorkerLost
 from harness.statistics import paired_ratio
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def take(plan: Plan, row: Row, folder: RunFolder, worker: Worker, threads: int) 
     stored = build_case(plan, row).to_bytes()
     try:
         answer = worker.request("measure", row.operation, stored, row.candidate, limits, time_limit=ROW_LIMIT)
-    except WorkerLost as lost:
+    except (WorkerLost, WorkerFailed) as lost:
+        # One candidate that raises or crashes must not cost the other rows; the gate falls on a row without pairs.
         folder.append("measurements", [{**identity, **_nothing(), "note": str(lost), "threads": threads}])
         return
     samples, oracle, candidate = (answer.pop(name) for name in ("samples", "oracle", "candidate"))

@@ -43,7 +43,7 @@ def serve(connection: Connection, settings: WorkerSettings) -> None:
         os.dup2(nowhere.fileno(), 1)
     try:
         session = _Session(connection, settings)
-    except Exception as error:
+    except Exception as error:  # said to the parent, which ends the run with it
         connection.send(("failed", f"{type(error).__name__}: {error}"))
         return
     connection.send(("ready", session.provenance))
@@ -54,7 +54,7 @@ def serve(connection: Connection, settings: WorkerSettings) -> None:
             return
         try:
             answer = getattr(session, kind)(*payload)
-        except Exception as error:
+        except Exception as error:  # said to the parent, as above; the worker lives on
             connection.send(("failed", f"{type(error).__name__}: {error}"))
         else:
             connection.send(("done", answer))

@@ -29,6 +29,8 @@ MEASURED = {
     "device": "cpu",
     "workload": "coco-b16",
     "direction": "forward",
+    "pairs": 40,
+    "note": "",
     "speedup": 6.0,
     "speedup_low": 5.0,
     "speedup_high": 7.0,
@@ -116,7 +118,8 @@ def test_a_shard_that_never_started_makes_the_run_incomplete(gate):
         ({"candidate": "mine", "speedup_high": 0.1, "peak_bytes_candidate": 10**9}, []),
         ({"speedup": 0.5, "speedup_low": 0.4, "speedup_high": 0.6, "verdict": "too-few-pairs"}, []),
         ({"speedup": 0.5, "speedup_low": 0.4, "speedup_high": 0.6, "verdict": "disturbed"}, []),
-        ({"speedup": None, "speedup_low": None, "speedup_high": None, "verdict": "too-few-pairs"}, []),
+        ({"pairs": 0, "speedup": None, "speedup_high": None, "verdict": "too-few-pairs"}, ["measurement"]),
+        ({"pairs": 0, "speedup": None, "speedup_high": None, "candidate": "mine"}, ["measurement"]),
     ],
 )
 def test_bars_of_speed_and_memory(gate, row, bars):

@@ -71,6 +71,7 @@ def test_memory_that_ran_out_is_its_own_verdict():
     [
         ({"fg_mask": torch.zeros(1, 3, dtype=torch.bool)}, "fg_mask has shape (1, 3)"),
         ({"fg_mask": [False] * 4}, "fg_mask is list"),
+        ({"target_gt_idx": torch.zeros(1, 4)}, "target_gt_idx has dtype torch.float32"),
         ({"target_labels": torch.full((1, 4), 1)}, "target_labels differs"),
         ({"target_scores": torch.zeros(1, 4, 2, dtype=torch.float64)}, "target_scores has dtype torch.float64"),
     ],

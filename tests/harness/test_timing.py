@@ -5,7 +5,7 @@ import pytest
 from harness import timing
 from harness.disturbance import MOST, Reading, other_cores
 from harness.plan import Plan
-from harness.pool import WorkerLost
+from harness.pool import WorkerFailed, WorkerLost
 from harness.runfolder import RunFolder
 
 PLAN = Plan(
@@ -62,10 +62,15 @@ def test_a_busy_machine_gives_none_and_says_so(line):
     assert "other processes used 0.8 cores" in row["note"]
 
 
-def test_a_lost_worker_is_a_line_with_the_reason(line):
-    row = line(Stub(lost=WorkerLost("crash", "timing", "killed by SIGSEGV")))
+@pytest.mark.parametrize(
+    ("lost", "reason"),
+    [(WorkerLost("crash", "timing", "killed by SIGSEGV"), "SIGSEGV"), (WorkerFailed("ValueError: planted"), "planted")],
+)
+def test_a_lost_worker_or_a_raising_candidate_is_a_line_with_the_reason(line, lost, reason):
+    row = line(Stub(lost=lost))
+    assert row["pairs"] == 0
     assert row["speedup"] is None
-    assert "SIGSEGV" in row["note"]
+    assert reason in row["note"]
 
 
 def test_others_are_what_is_busy_beyond_this_process():
