@@ -83,13 +83,18 @@ PREDICATES: dict[str, Callable[[Divergence, Dispute], bool]] = {
 }
 
 
-def _sound(dispute: Dispute) -> bool:
-    """The candidate did the finite, documented thing."""
+def _sound(entry: Divergence, dispute: Dispute) -> bool:
+    """The candidate did the finite, documented thing.
+
+    A loss of a prediction that is NaN may be NaN: the comparator has seen to it that it is not where upstream's is
+    finite. An assigner has no excuse.
+    """
     operation, candidate = dispute.operation, dispute.candidate
+    spread = entry.when == "input-non-finite" and bool(operation.gradients)
     return (
         candidate.error is None
         and not candidate.side_effects
-        and finite(operation, candidate.outputs)
+        and (spread or finite(operation, candidate.outputs))
         and operation.invariants(dispute.case, candidate.outputs) is None
     )
 
@@ -118,7 +123,7 @@ def excuse(dispute: Dispute, oracle_name: str, *, today: datetime.date | None = 
             and entry.expires >= today
             and re.fullmatch(entry.oracles, oracle_name)
             and PREDICATES[entry.when](entry, dispute)
-            and _sound(dispute)
+            and _sound(entry, dispute)
         ):
             return entry
     return None

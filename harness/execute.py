@@ -1,15 +1,16 @@
-"""Calls an implementation once, with the checks that need no oracle: inputs unchanged, nothing leaked."""
+"""Calls an implementation once, with its gradients and the checks that need no oracle: nothing changed or leaked."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.operation import Tensors
+from harness.operation import Tensors, gradient_name
 
 
 @dataclass(frozen=True)
@@ -35,32 +36,76 @@ class Failure:
 
 @dataclass(frozen=True)
 class Result:
-    """What one call gave: outputs or an error, and what it did besides."""
+    """What one call gave: outputs and gradients by name, or an error, and what it did besides.
+
+    A gradient that does not exist (no output depends on the input) is left out.
+    """
 
     outputs: dict[str, Tensor] = field(default_factory=dict)
     error: Failure | None = None
     side_effects: tuple[str, ...] = ()
 
 
-def execute(call: Callable[[Tensors], Mapping[str, Any]], tensors: Tensors, *, track: bool) -> Result:
-    """Run `call` on copies of `tensors` that require gradient where they can, if `track`.
+def execute(
+    call: Callable[[Tensors], Mapping[str, Any]],
+    tensors: Tensors,
+    *,
+    track: bool,
+    gradients: tuple[str, ...] = (),
+    autocast: str | None = None,
+) -> Result:
+    """Run `call` on copies of `tensors`; with `gradients`, those inputs require gradient and theirs are outputs too.
 
-    Side effects found: inputs changed, outputs that share memory with an input, outputs that carry gradient
-    back to an input, and a changed global random state.
+    `autocast` names the dtype under whose autocast the call, not the backward pass, runs.
+
+    Side effects found, if `track`: inputs changed, outputs that share memory with an input, outputs that carry
+    gradient though no input is meant to, and a changed global random state.
     """
     given = {name: value.clone() for name, value in tensors.items()}
-    if track:
-        given = {n: v.requires_grad_() if v.is_floating_point() else v for n, v in given.items()}
+    tracked = gradients if gradients or not track else tuple(n for n, v in given.items() if v.is_floating_point())
+    for name in tracked:
+        given[name].requires_grad_()
     state = torch.get_rng_state()
     try:
-        outputs = dict(call(given))
+        with autocasting(given, autocast):
+            outputs = dict(call(given))
+        effects = _effects(tensors, given, outputs, state, bool(gradients)) if track else ()
+        found = differentiate(outputs, {name: given[name] for name in gradients})
     except Exception as error:  # whatever an implementation raises is its result; the judge decides on it
         return Result(error=Failure(type(error).__name__, str(error)))
-    effects = _effects(tensors, given, outputs, state) if track else ()
-    return Result({n: v.detach() if isinstance(v, Tensor) else v for n, v in outputs.items()}, None, effects)
+    outputs = {n: v.detach() if isinstance(v, Tensor) else v for n, v in outputs.items()}
+    return Result(outputs | {gradient_name(n): g for n, g in found.items() if g is not None}, None, effects)
 
 
-def _effects(before: Tensors, given: Tensors, outputs: Mapping[str, Any], state: Tensor) -> tuple[str, ...]:
+def differentiate(outputs: Mapping[str, Any], leaves: Tensors) -> dict[str, Tensor | None]:
+    """Gradients of the leaves, of all outputs contracted with fixed weights; None where nothing depends on a leaf.
+
+    The weights differ from element to element, so that faults cannot cancel in a sum, and are exact in every dtype.
+    """
+    used = [value for value in outputs.values() if isinstance(value, Tensor) and value.requires_grad]
+    if not leaves or not used:
+        return dict.fromkeys(leaves)
+    found = torch.autograd.grad(used, list(leaves.values()), [weights(value) for value in used], allow_unused=True)
+    return dict(zip(leaves, found, strict=True))
+
+
+def weights(value: Tensor) -> Tensor:
+    """Eighths from 5/8 to 15/8, one an element."""
+    index = torch.arange(value.numel(), device=value.device)
+    return ((index * 7 % 11 + 5) / 8).to(value.dtype).view(value.shape)
+
+
+def autocasting(tensors: Tensors, dtype: str | None) -> AbstractContextManager:
+    """The context under which a case with the setting `autocast` runs."""
+    if dtype is None:
+        return nullcontext()
+    device = next(iter(tensors.values())).device.type
+    return torch.autocast(device, getattr(torch, dtype))
+
+
+def _effects(
+    before: Tensors, given: Tensors, outputs: Mapping[str, Any], state: Tensor, differentiable: bool
+) -> tuple[str, ...]:
     effects = [f"input {name} was changed" for name in before if not _same(before[name], given[name].detach())]
     memory = {value.untyped_storage().data_ptr(): name for name, value in given.items() if value.numel()}
     for name, value in outputs.items():
@@ -68,7 +113,7 @@ def _effects(before: Tensors, given: Tensors, outputs: Mapping[str, Any], state:
             continue
         if value.numel() and value.untyped_storage().data_ptr() in memory:
             effects.append(f"output {name} shares memory with input {memory[value.untyped_storage().data_ptr()]}")
-        if value.requires_grad:
+        if value.requires_grad and not differentiable:
             effects.append(f"output {name} carries gradient")
     if not torch.equal(state, torch.get_rng_state()):
         effects.append("the global random state was changed")

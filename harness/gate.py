@@ -121,7 +121,7 @@ def _tie_bars(verdicts: pd.DataFrame) -> list[Bar]:
         if len(rows) < FEWEST_FOR_A_SHARE:
             continue
         where = f"{operation} in {dtype}, {candidate} against {oracle}"
-        cap, share = declaration(operation).tie_cap[dtype], float((rows["verdict"] == "tie").mean())
+        cap, share = declaration(operation).tie_cap.get(dtype, 0.0), float((rows["verdict"] == "tie").mean())
         bars.append(Bar(f"tied cases of {where}", cap, share, share <= cap, reason))
         decisions = int(rows["decisions"].sum())
         if decisions:
@@ -156,7 +156,7 @@ def _measured_bars(measurements: pd.DataFrame) -> list[Bar]:
 
     table, bars = _bars(), []
     for row in measurements.to_dict("records"):
-        where = f"{row['operation']} {row['workload']}, {row['candidate']} against {row['oracle']}"
+        where = f"{row['operation']} {row['workload']} {row['direction']}, {row['candidate']} against {row['oracle']}"
         if not row["pairs"]:
             bars.append(Bar(f"measurement of {where}", 1, 0, False, row["note"]))
             continue
@@ -180,7 +180,9 @@ def _bars() -> dict[str, Any]:
 
 
 def _applies(bar: dict[str, Any], row: dict[str, Any]) -> bool:
-    return all(fnmatchcase(row[name], bar[name]) for name in ("operation", "oracle", "workload", "device"))
+    """Whether a bar speaks of a measurement; a pattern that it does not give is any."""
+    names = ("operation", "oracle", "workload", "device", "direction")
+    return all(fnmatchcase(row[name], bar.get(name, "*")) for name in names)
 
 
 def _measurements(measurements: pd.DataFrame) -> list[dict[str, Any]]:

@@ -80,6 +80,21 @@ class DropIn:
         return read(call())
 
 
+def _nothing(case: Case, outputs: Tensors) -> None:
+    """No invariant is known beyond what the comparator judges."""
+
+
+def read_and_write_once(case: Case, outputs: Tensors) -> int:
+    """Bytes of all inputs and all outputs."""
+    return sum(tensor.nbytes for tensor in (*case.tensors.values(), *outputs.values()))
+
+
+def _by_numbers(evidence: Evidence) -> Finding:
+    from harness.numeric import compare  # imports this module
+
+    return compare(evidence)
+
+
 @dataclass(frozen=True)
 class Operation:
     """One assigner, loss, codec or overlap, and all that the harness needs to know about it."""
@@ -94,16 +109,37 @@ class Operation:
     candidates: Mapping[str, Implementation]
     predictions: tuple[str, ...]
     """Inputs that a network makes: where NaN and infinity come from in training."""
-    compare: Callable[[Evidence], Finding]
-    invariants: Callable[[Case, Tensors], str | None]
-    """What must hold of any result, an oracle at hand or not: None, or what does not hold."""
-    minimum_bytes: Callable[[Case, Tensors], int]
-    """Bytes that must move at least: each input that matters read once, each output written once."""
     workloads: tuple[str, ...]
-    tie_cap: Mapping[str, float]
-    """Largest share of tie verdicts that the gate accepts, by dtype; more would excuse anything."""
+    gradients: tuple[str, ...] = ()
+    """Inputs that carry gradient; its gradients are outputs called `gradient of NAME` (`gradient_name`)."""
+    moved: tuple[str, ...] = ()
+    """Real-valued inputs moved by one unit in the last place for the truth's sensitivity; default: `gradients`."""
+    precision: str = ""
+    """Coarsest dtype through which upstream's own computation passes, whatever the inputs' dtype; "" for none."""
+    float64: bool = True
+    """Whether upstream runs in float64; where it cannot, results are held to a stated tolerance around its own."""
+    compare: Callable[[Evidence], Finding] = _by_numbers
+    invariants: Callable[[Case, Tensors], str | None] = _nothing
+    """What must hold of any result, an oracle at hand or not: None, or what does not hold."""
+    minimum_bytes: Callable[[Case, Tensors], int] = read_and_write_once
+    """Bytes that must move at least: each input that matters read once, each output written once."""
+    tie_cap: Mapping[str, float] = field(default_factory=dict)
+    """Largest share of tie verdicts that the gate accepts, by dtype (0 if not given): more would excuse anything."""
 
     @property
     def rejectable(self) -> tuple[str, ...]:
         """Names that a rejection may name: inputs and settings."""
         return tuple(item.name for item in (*self.inputs, *self.settings))
+
+    def carries_gradient(self, tensors: Tensors) -> tuple[str, ...]:
+        """The inputs of a case that carry gradient: an input that is optional may be absent."""
+        return tuple(name for name in self.gradients if name in tensors)
+
+
+AUTOCAST = "autocast"
+"""Setting that is the harness's own: the dtype under whose autocast both sides run, or None."""
+
+
+def gradient_name(name: str) -> str:
+    """What the gradient of an input is called among the outputs."""
+    return f"gradient of {name}"

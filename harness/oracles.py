@@ -9,8 +9,8 @@ import reference
 
 
 def pins() -> list[str]:
-    """Every pin, in the order of the pin file."""
-    return list(reference.read_pins())
+    """The pins that a run uses unless told otherwise, in the order of the pin file: all but negative controls."""
+    return [key for key, pin in reference.read_pins().items() if not pin.control]
 
 
 def package(oracle: str) -> str:

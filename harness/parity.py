@@ -235,6 +235,7 @@ def _lost(candidate: str, verdict: str, detail: str) -> dict[str, Any]:
         "detail": detail,
         "output": detail.partition(":")[0],
         "error": None,
+        "gradient_error": None,
         "decisions": 0,
         "tied_decisions": 0,
         "divergence": "",

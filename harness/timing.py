@@ -12,14 +12,13 @@ from harness.operations import operation as declaration
 from harness.parity import options
 from harness.pool import Worker, WorkerFailed, WorkerLost
 from harness.statistics import paired_ratio
+from harness.worker import BOTH_WAYS, FORWARD
 
 if TYPE_CHECKING:
     from cases.case import Case
     from harness.plan import Plan
     from harness.runfolder import RunFolder
 
-DIRECTION = "forward"
-"""Assigners run without gradient, so there is no `forward+backward` row."""
 MAX_PAIRS = 500
 """More say nothing new: the interval of a call of a millisecond is then a few percent wide on a noisy machine."""
 ROW_LIMIT = 600.0
@@ -35,6 +34,7 @@ class Row:
     oracle: str
     candidate: str
     workload: str
+    direction: str
 
     def matches(self, stored: dict[str, Any]) -> bool:
         """Whether a journal row is this one's."""
@@ -46,7 +46,13 @@ def rows(plan: Plan) -> Iterator[Row]:
     for operation, oracle in plan.pairs():
         for workload in workloads(plan, operation):
             for candidate in plan.candidates:
-                yield Row(operation, oracle, candidate, workload)
+                for direction in directions(operation):
+                    yield Row(operation, oracle, candidate, workload, direction)
+
+
+def directions(operation: str) -> tuple[str, ...]:
+    """An assigner runs without gradient; a loss both in validation and in training."""
+    return (FORWARD, BOTH_WAYS) if declaration(operation).gradients else (FORWARD,)
 
 
 def workloads(plan: Plan, operation: str) -> tuple[str, ...]:
@@ -69,11 +75,13 @@ def build_case(plan: Plan, row: Row) -> Case:
 
 def take(plan: Plan, row: Row, folder: RunFolder, worker: Worker, threads: int) -> None:
     """Measure one row and append its samples and its line; a lost worker is a line too, with the reason."""
-    identity = {**vars(row), "device": plan.device, "direction": DIRECTION}
+    identity = {**vars(row), "device": plan.device}
     limits = {"budget_seconds": plan.row_seconds, "max_pairs": MAX_PAIRS, "seed": plan.seed}
     stored = build_case(plan, row).to_bytes()
     try:
-        answer = worker.request("measure", row.operation, stored, row.candidate, limits, time_limit=ROW_LIMIT)
+        answer = worker.request(
+            "measure", row.operation, stored, row.candidate, row.direction, limits, time_limit=ROW_LIMIT
+        )
     except (WorkerLost, WorkerFailed) as lost:
         # One candidate that raises or crashes must not cost the other rows; the gate falls on a row without pairs.
         folder.append("measurements", [{**identity, **_nothing(), "note": str(lost), "threads": threads}])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -38,7 +38,7 @@ DTYPE = "dtype"
 
 @dataclass(frozen=True)
 class Finding:
-    """What a comparator found; `error` is the worst error as a share of its budget."""
+    """What a comparator found; `error` and `gradient_error` are the worst errors as shares of their budgets."""
 
     verdict: Verdict
     detail: str = ""
@@ -46,6 +46,23 @@ class Finding:
     error: float | None = None
     decisions: int = 0
     tied: int = 0
+    gradient_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """What a comparator may ask upstream for, beyond the results at hand.
+
+    `evaluate(tensors, assignment)` runs the operation again, gradients included; with an assignment, an assigner
+    inside it answers that. `quantities(operation, tensors, settings)` asks public functions for deciding quantities,
+    `assigner(tensors)` for what a total hands to the assigners inside it and what they answer, `era(operation)` for
+    the settings of this version.
+    """
+
+    evaluate: Callable[..., Tensors]
+    quantities: Callable[[str, Tensors, Mapping[str, Any]], Tensors]
+    assigner: Callable[[Tensors], Any]
+    era: Callable[[str], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +70,7 @@ class Evidence:
     """All that a comparator may look at.
 
     `oracle` ran in the case's dtype, `truth` is the oracle in float64 on the same inputs (None where it
-    could not run so). `quantities` asks upstream's public functions for the deciding quantities of tensors.
+    could not run so, for the reason `no_truth`). Gradients stand among the outputs.
     """
 
     operation: Operation
@@ -61,14 +78,27 @@ class Evidence:
     oracle: Tensors
     truth: Tensors | None
     candidate: Tensors
-    quantities: Callable[[Tensors], Tensors]
-    era: dict[str, object] = field(default_factory=dict)
+    ask: Inquiry
+    no_truth: str = ""
+
+    def quantities(self, tensors: Tensors) -> Tensors:
+        """Deciding quantities of this operation on other tensors."""
+        return self.ask.quantities(self.operation.name, tensors, self.case.settings)
+
+    def evaluate(self, tensors: Tensors, assignment: Tensors | None = None) -> Tensors:
+        """Upstream's results on other tensors."""
+        return self.ask.evaluate(tensors, assignment)
+
+    @property
+    def era(self) -> dict[str, Any]:
+        """Settings under which a candidate must behave like this oracle."""
+        return self.ask.era(self.operation.name)
 
 
 def finite(operation: Operation, outputs: Tensors) -> bool:
-    """Whether every number among the outputs is finite; a decision may copy what padding holds."""
-    numbers = [outputs[output.name] for output in operation.outputs if not output.decision]
-    return all(bool(value.isfinite().all()) for value in numbers)
+    """Whether every number and gradient is finite; a decision may copy what padding holds."""
+    decisions = {output.name for output in operation.outputs if output.decision}
+    return all(bool(value.isfinite().all()) for name, value in outputs.items() if name not in decisions)
 
 
 def worst(error: torch.Tensor, budget: torch.Tensor) -> tuple[float, tuple[int, ...]]:

@@ -12,13 +12,16 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 BUILT_IN = ("torch",)
+
+FORWARD, BOTH_WAYS = "forward", "forward+backward"
+"""What a measurement times; the first without any graph, as in validation, the second as in a training step."""
 
 
 @dataclass(frozen=True)
@@ -88,36 +91,60 @@ class _Session:
         return self._plugged[name] if name in self._plugged else operation.candidates[name]
 
     def judge(self, name: str, stored: bytes, candidates: tuple[str, ...]) -> list[dict[str, Any]]:
-        """Rows of verdicts of one case, one a candidate."""
+        """One row a candidate: its verdict on the case."""
+        import torch
+
         from cases.case import Case
         from harness.equality import in_float64
         from harness.execute import execute
-        from harness.judge import judge
+        from harness.judge import judge, with_gradients
+        from harness.operation import AUTOCAST
         from harness.operations import operation as declaration
+        from harness.verdict import Inquiry
 
         operation, case = declaration(name), Case.from_bytes(stored).to(self._device)
-        era = self._era(operation)
         # A checkout or an installed package diverges as the release of its version does.
         release = f"{self._oracle.name}=={self._oracle.version}"
-        bind = self._bound(operation, case)
+        settings = {key: value for key, value in case.settings.items() if key != AUTOCAST}
+        autocast, gradients = case.settings.get(AUTOCAST), operation.carries_gradient(case.tensors)
+
+        def upstream(tensors, assignment=None, autocast=None):
+            def call(given):
+                bound = self._bind(operation.name, given, settings, assignment)
+                return bound.translate(bound())
+
+            return execute(call, tensors, track=False, gradients=gradients, autocast=autocast)
+
+        def evaluate(tensors, assignment=None):
+            narrow = any(tensors[name].dtype != torch.float64 for name in gradients)
+            result = upstream(tensors, assignment, autocast if narrow else None)
+            if result.error:
+                raise RuntimeError(f"the oracle fails on inputs near the case: {result.error.text}")
+            return with_gradients(operation, replace(case, tensors=dict(tensors)), result.outputs)
+
+        ask = Inquiry(
+            evaluate,
+            quantities=self._oracle.quantities,
+            assigner=lambda tensors: self._oracle.assigner_inputs(operation.name, tensors, settings),
+            era=lambda name: self._era(declaration(name)),
+        )
         self._stage("oracle")
-        oracle = execute(bind, case.tensors, track=False)
-        truth = execute(bind, in_float64(case.tensors), track=False)
-
-        def quantities(tensors):
-            return self._oracle.quantities(operation.name, tensors, case.settings)
-
+        oracle = upstream(case.tensors, autocast=autocast)
+        truth = upstream(in_float64(case.tensors))
+        era = self._era(operation)
         rows = []
         for candidate in candidates:
             implementation = self._candidate(operation, candidate)
             self._stage(f"candidate {candidate}")
             ours = execute(
-                lambda t, f=implementation: as_outputs(f(**t, **case.settings, **era)),
+                lambda t, f=implementation: as_outputs(f(**t, **settings, **era)),
                 case.tensors,
                 track=True,
+                gradients=gradients,
+                autocast=autocast,
             )
             self._stage(f"compare {candidate}")
-            finding, divergence = judge(operation, case, oracle, truth, ours, quantities, era, release)
+            finding, divergence = judge(operation, case, oracle, truth, ours, ask, release)
             rows.append(
                 {
                     "candidate": candidate,
@@ -125,6 +152,7 @@ class _Session:
                     "detail": finding.detail,
                     "output": finding.output,
                     "error": finding.error,
+                    "gradient_error": finding.gradient_error,
                     "decisions": finding.decisions,
                     "tied_decisions": finding.tied,
                     "divergence": divergence,
@@ -135,40 +163,54 @@ class _Session:
     def _era(self, operation) -> dict[str, Any]:
         return operation.upstreams[self._oracle.name].era(self._oracle.era(operation.name))
 
-    def _bound(self, operation, case):
-        def call(tensors):
-            bound = self._oracle.bind(operation.name, tensors, case.settings)
-            return bound.translate(bound())
+    def _bind(self, name, tensors, settings, assignment=None):
+        if assignment is None:
+            return self._oracle.bind(name, tensors, settings)
+        return self._oracle.bind(name, tensors, settings, assignment)
 
-        return call
-
-    def measure(self, name: str, stored: bytes, candidate: str, limits: dict[str, Any]) -> dict[str, Any]:
-        """Samples and peaks of the oracle and one candidate on one workload, forward."""
+    def measure(
+        self, name: str, stored: bytes, candidate: str, direction: str, limits: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Samples and peaks of the oracle and one candidate on one workload, forward or forward and backward."""
         from cases.case import Case
         from harness import disturbance
+        from harness.directions import Step
         from harness.meter import measure, peak_bytes, tensor_bytes
-        from harness.operation import DropIn
+        from harness.operation import AUTOCAST, DropIn
         from harness.operations import operation as declaration
 
         operation, case = declaration(name), Case.from_bytes(stored).to(self._device)
         era, implementation = self._era(operation), self._candidate(operation, candidate)
-        bound = self._oracle.bind(operation.name, case.tensors, case.settings)
+        settings = {key: value for key, value in case.settings.items() if key != AUTOCAST}
+        gradients = operation.carries_gradient(case.tensors) if direction == BOTH_WAYS else ()
 
-        given = {**case.tensors, **case.settings, **era}
-        if isinstance(implementation, DropIn):
-            ours, read = implementation.bind(**given)
-        else:
-            ours, read = partial(implementation, **given), as_outputs
+        def prepared(bind):
+            # Each side has its own copies: upstream changes some of its arguments in place.
+            tensors = {key: value.clone() for key, value in case.tensors.items()}
+            leaves = [tensors[key].requires_grad_() for key in gradients]
+            return Step(*bind(tensors), leaves, track=direction == BOTH_WAYS or not operation.gradients)
 
+        def upstream(tensors):
+            bound = self._oracle.bind(operation.name, tensors, settings)
+            return bound, bound.losses or bound.translate
+
+        def own(tensors):
+            given = {**tensors, **settings, **era}
+            if isinstance(implementation, DropIn):
+                return implementation.bind(**given)
+            return partial(implementation, **given), as_outputs
+
+        theirs, ours = prepared(upstream), prepared(own)
         self._stage("timing")
         before = disturbance.read()
-        measured = measure(bound, ours, device=self._device, **limits)
+        measured = measure(theirs, ours, device=self._device, **limits)
         others = disturbance.other_cores(before, disturbance.read())
         self._stage("memory of oracle")
-        peak_oracle = peak_bytes(bound, device=self._device)
+        peak_oracle = peak_bytes(theirs, device=self._device)
         self._stage(f"memory of candidate {candidate}")
         peak_candidate = peak_bytes(ours, device=self._device)
-        outputs = read(ours())
+        outputs = ours.outputs()
+        written = tensor_bytes([case.tensors[key] for key in gradients])
         return {
             "samples": [asdict(sample) for sample in measured.samples],
             "oracle": measured.nanoseconds("oracle"),
@@ -177,8 +219,8 @@ class _Session:
             "other_cores": others,
             "peak_bytes_oracle": peak_oracle.allocated,
             "peak_bytes_candidate": peak_candidate.allocated,
-            "output_bytes": tensor_bytes(outputs),
-            "minimum_bytes": operation.minimum_bytes(case, outputs),
+            "output_bytes": tensor_bytes(outputs) + written,
+            "minimum_bytes": operation.minimum_bytes(case, outputs) + written,
         }
 
 

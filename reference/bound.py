@@ -15,11 +15,12 @@ class Bound:
     """`bound()` runs upstream's call and nothing else, so that it can be timed; `translate` reads its result.
 
     `translate(raw)` returns the operation's outputs by name. It names and gathers, no more: values, order and
-    dtypes are upstream's.
+    dtypes are upstream's. `losses(raw)` reads only what carries gradient, where translating costs more.
     """
 
     call: Callable[[], Any]
     translate: Callable[[Any], dict[str, Tensor]]
+    losses: Callable[[Any], dict[str, Tensor]] | None = None
 
     def __call__(self) -> Any:
         """Return upstream's raw result."""

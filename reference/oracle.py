@@ -14,13 +14,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reference.bound import Bound
 from reference.cache import cache_folder, oracle_folder
 from reference.errors import OracleError, RequestError
 from reference.packages import PACKAGES
 from reference.pins import OracleSpec, find_pin
+from reference.pkg_resources_stub import stand_in_for_pkg_resources
 from reference.shells import install_shells
 from reference.torchvision_stub import stand_in_for_torchvision
 
@@ -51,12 +52,25 @@ class Oracle(Location):
         """The operations it answers."""
         return tuple(PACKAGES[self.name].operations)
 
-    def bind(self, operation: str, tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> Bound:
-        """Prepare upstream's call of an operation on a case.
+    def bind(
+        self,
+        operation: str,
+        tensors: Mapping[str, Tensor],
+        settings: Mapping[str, object],
+        assignment: Mapping[str, Tensor] | None = None,
+    ) -> Bound:
+        """Prepare upstream's call of an operation on a case; with `assignment` its assigner answers that.
 
         Raises RequestError where this package lacks the operation, or this version a setting the case uses.
         """
-        return self._adapter(operation).bind(tensors, settings)
+        adapter = self._adapter(operation)
+        if assignment is None:
+            return adapter.bind(tensors, settings)
+        return adapter.bind(tensors, settings, assignment)
+
+    def assigner_inputs(self, operation: str, tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> Any:
+        """Return what a total hands to its assigner: (tensors, settings, answer), one or a list of them."""
+        return self._adapter(operation).assigner_inputs(tensors, settings)
 
     def quantities(
         self, operation: str, tensors: Mapping[str, Tensor], settings: Mapping[str, object]
@@ -124,6 +138,7 @@ def load(spec: OracleSpec, cache: Path | None = None) -> Oracle:
         package = PACKAGES[oracle.name]
         _quieten((cache or cache_folder()) / "settings", oracle)
         stand_in_for_torchvision(package.torchvision)
+        stand_in_for_pkg_resources()
         install_shells(oracle.root, oracle.version, package.shells)
         _loaded[spec] = oracle
     if spec not in _loaded:

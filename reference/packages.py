@@ -21,21 +21,38 @@ class Package:
     torchvision: Torchvision
 
 
+def _modules(package: str, *operations: str) -> dict[str, str]:
+    return {operation: f"reference.{package}.{operation}" for operation in operations}
+
+
 PACKAGES = {
     "ultralytics": Package(
-        shells={"ultralytics": (), "ultralytics.models": ()},
-        operations={"tal": "reference.ultralytics.tal", "hungarian": "reference.ultralytics.hungarian"},
+        # `yolo` held everything until 8.0.135.
+        shells={"ultralytics": (), "ultralytics.models": (), "ultralytics.yolo": ()},
+        operations=_modules(
+            "ultralytics",
+            *("tal", "hungarian"),
+            *("make_anchors", "dist2bbox", "bbox2dist", "dfl_decode", "bbox_iou"),
+            *("dfl_loss", "bbox_loss", "class_bce", "varifocal_loss", "focal_loss"),
+            *("v8_detection_loss", "v10_detection_loss", "rtdetr_loss"),
+        ),
         torchvision=Torchvision.VERSION,
     ),
     "yolox": Package(
         # `visualize`, imported last and only if asked, is for checkouts newer than the release.
         shells={"yolox": (), "yolox.models": (), "yolox.utils": ("boxes", "compat", "visualize")},
-        operations={"simota": "reference.yolox.simota"},
+        operations=_modules(
+            "yolox", "simota", "yolox_decode", "bboxes_iou", "iou_loss", "yolox_bce", "yolox_l1", "yolox_loss"
+        ),
         torchvision=Torchvision.IMPORTED,
     ),
     "transformers": Package(
         shells={"transformers": (), "transformers.loss": ()},
-        operations={"hungarian": "reference.transformers.hungarian"},
+        operations=_modules(
+            "transformers",
+            *("hungarian", "generalized_box_iou"),
+            *("set_class_loss", "cardinality_error", "set_box_loss", "set_mask_loss", "set_loss"),
+        ),
         torchvision=Torchvision.OPTIONAL,
     ),
 }

@@ -18,6 +18,7 @@ from cases.case import Case
 from harness.execute import Result
 from harness.judge import judge
 from harness.operations.hungarian import OPERATION
+from tests.asked import asking
 from harness.operations.hungarian_compare import by_image
 from harness.verdict import Finding
 
@@ -116,7 +117,7 @@ def literal(case: Case) -> dict[str, Tensor]:
 
 def verdict(case: Case, oracle: dict[str, Tensor], candidate: dict[str, Tensor]) -> Finding:
     truth = Result(oracle)
-    return judge(OPERATION, case, truth, truth, Result(candidate), lambda given: {}, {}, "transformers==5.23.0")[0]
+    return judge(OPERATION, case, truth, truth, Result(candidate), asking(), "transformers==5.23.0")[0]
 
 
 def rearranged(case: Case, oracle: dict[str, Tensor], image: int, change: dict[int, int]) -> dict[str, Tensor]:

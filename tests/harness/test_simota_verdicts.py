@@ -20,6 +20,7 @@ from harness.operations.simota import OPERATION
 from harness.operations.simota_compare import illegal
 from harness.operations.simota_margins import HEAD, Scene, class_cost, scenes
 from harness.verdict import Finding
+from tests.asked import asking
 
 CLASSES = 6
 FIELDS = tuple(output.name for output in OPERATION.outputs)
@@ -156,7 +157,7 @@ def consistent(case: Case, owner: Tensor) -> dict[str, Tensor]:
 
 def verdict(case: Case, oracle: dict[str, Tensor], candidate: dict[str, Tensor], **era) -> Finding:
     truth = Result(error=None, outputs=oracle)
-    return judge(OPERATION, case, truth, truth, Result(candidate), overlap, era, "yolox==0.3.0")[0]
+    return judge(OPERATION, case, truth, truth, Result(candidate), asking(overlap, era), "yolox==0.3.0")[0]
 
 
 def judged_scenes(case: Case) -> list[Scene]:
@@ -164,7 +165,7 @@ def judged_scenes(case: Case) -> list[Scene]:
     seen = []
     outputs = literal(case)
     spy = replace(OPERATION, compare=lambda evidence: seen.extend(scenes(evidence, [0]).values()) or Finding("match"))
-    judge(spy, case, Result(outputs), Result(outputs), Result(outputs), overlap, {}, "yolox==0.3.0")
+    judge(spy, case, Result(outputs), Result(outputs), Result(outputs), asking(overlap), "yolox==0.3.0")
     return seen
 
 
@@ -287,7 +288,7 @@ def test_a_nan_overlap_of_the_oracle_is_not_passed_over():
     poisoned[b, a] = torch.nan
     theirs = oracle | {"matched_iou": poisoned}
     found, divergence = judge(
-        OPERATION, case, Result(theirs), Result(oracle), Result(oracle), overlap, {}, "yolox==0.3.0"
+        OPERATION, case, Result(theirs), Result(oracle), Result(oracle), asking(overlap), "yolox==0.3.0"
     )
     assert (found.verdict, divergence) == ("known-divergence", "simota-undefined-overlap")
     assert verdict(case, theirs, theirs).verdict == "match"
