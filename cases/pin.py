@@ -5,6 +5,8 @@ a case is about; "tie" allows a legal choice among equals, and "divergence:ID" n
 that must hold.
 """
 
+import importlib
+import pkgutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import cases
 from cases.case import Case
 from cases.frame import Frame
 from cases.pinned import FOLDER
@@ -413,18 +416,22 @@ def _hungarian_cases() -> Iterator[tuple[str, Case]]:
 
 
 def pinned_cases() -> dict[str, Case]:
-    """Every case written by hand, by its name."""
+    """Every case written by hand, by its name: those here, and those that stand beside an operation's strategy."""
     groups = {"tal": _tal_cases(), "simota": _simota_cases(), "hungarian": _hungarian_cases()}
+    for module in pkgutil.iter_modules(cases.__path__):
+        found = getattr(importlib.import_module(f"cases.{module.name}"), "pinned_cases", None)
+        if found is not None and module.name != "pin":
+            groups[module.name] = found()
     return {f"{operation}-{name}": case for operation, group in groups.items() for name, case in group}
 
 
 def main(folder: Path = FOLDER) -> None:
     """Write the files; others in the folder (counterexamples that a run found) stay."""
     folder.mkdir(exist_ok=True)
-    cases = pinned_cases()
-    for name, case in cases.items():
+    written = pinned_cases()
+    for name, case in written.items():
         case.save(folder / f"{name}.safetensors")
-    print(f"{len(cases)} cases written to {folder.name}/")
+    print(f"{len(written)} cases written to {folder.name}/")
 
 
 if __name__ == "__main__":

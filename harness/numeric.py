@@ -36,7 +36,10 @@ class Quantity:
     floor: int
 
     def share(self, sensitivity: Tensor | None = None) -> tuple[float, tuple[int, ...]]:
-        """The worst error as a share of its budget, and where; infinite where only the candidate is not finite."""
+        """The worst error as a share of its budget, and where; infinite where only the candidate is not finite.
+
+        The oracle's own bits are parity whatever the truth says.
+        """
         unit = ulp(self.truth.nan_to_num(0.0, 0.0, 0.0), self.dtype)
         slack = torch.zeros_like(self.truth) if sensitivity is None else sensitivity
         own = (self.theirs - self.truth).abs().nan_to_num(0.0, posinf=0.0)

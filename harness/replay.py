@@ -42,9 +42,12 @@ def replay(
             try:
                 row = worker.request("judge", case.operation, case.to_bytes(), (candidate,))[0]
             except WorkerLost as lost:
-                row = {"verdict": lost.verdict, "detail": str(lost), "error": None}
-            share = "" if row["error"] is None else f", worst error {row['error']:.3g} of its budget"
-            lines.append(f"{candidate} against {oracle}: {row['verdict']}{share}")
+                row = {"verdict": lost.verdict, "detail": str(lost), "error": None, "gradient_error": None}
+            shares = {"value": row["error"], "gradient": row["gradient_error"]}
+            said = [
+                f", worst {kind} error {share:.3g} of its budget" for kind, share in shares.items() if share is not None
+            ]
+            lines.append(f"{candidate} against {oracle}: {row['verdict']}{''.join(said)}")
             lines += [f"  {part}" for part in row["detail"].split("; ") if part]
             if row["verdict"] not in HOLDS:
                 code = FELL

@@ -19,7 +19,8 @@ GROUP = ("operation", "oracle", "candidate", "device")
 
 VERDICTS = (
     *GROUP,
-    *("dtype", "case", "origin", "verdict", "detail", "output", "error", "divergence", "replay", "seconds", "index"),
+    *("dtype", "case", "origin", "verdict", "detail", "output", "error", "gradient_error"),
+    *("divergence", "replay", "seconds", "index"),
 )
 SAMPLES = (*GROUP, "workload", "direction", "pair", "provider", "nanoseconds", "first")
 MEASUREMENTS = (
@@ -33,6 +34,7 @@ NUMBERS = frozenset(
     {
         *(
             "error",
+            "gradient_error",
             "decisions",
             "tied_decisions",
             "seconds",

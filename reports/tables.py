@@ -93,22 +93,45 @@ def _tally(key: tuple[str, ...], rows: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def worst_errors(run: Run) -> dict[tuple[str, ...], float]:
+VALUE, GRADIENT = "value", "gradient"
+ERRORS = {VALUE: "error", GRADIENT: "gradient_error"}
+"""Column of the verdicts that holds the worst error of each quantity, as a share of its budget."""
+
+
+def worst_errors(run: Run, quantity: str = VALUE) -> dict[tuple[str, ...], float]:
     """The worst error a group as a share of its budget; groups that never had one are left out."""
     if run.verdicts is None:
         return {}
-    return run.verdicts.groupby(list(GROUP))["error"].max().dropna().to_dict()
+    return run.verdicts.groupby(list(GROUP))[ERRORS[quantity]].max().dropna().to_dict()
+
+
+def _gradients(run: Run) -> dict[tuple[str, ...], dict[str, Any]]:
+    """Cases whose gradients were compared and how many of them differed, a group; without gradients, none."""
+    if run.verdicts is None or run.verdicts.empty:
+        return {}
+    fell = (run.verdicts["verdict"] == "mismatch") & run.verdicts["output"].str.startswith("gradient of ")
+    compared = run.verdicts[run.verdicts["gradient_error"].notna()].assign(fell=fell)
+    return {
+        key: {"cases": len(rows), "match": len(rows) - int(rows["fell"].sum()), "mismatch": int(rows["fell"].sum())}
+        for key, rows in compared.groupby(list(GROUP))
+    }
 
 
 def parity(run: Run) -> Table:
-    """Counts of verdicts, share of ties against its cap and worst error, a row a group."""
-    worst = worst_errors(run)
-    rows = [_parity_row(row, worst.get(tuple(row[key] for key in GROUP))) for row in operations(run)]
+    """Counts of verdicts, share of ties against its cap and worst error: a row a group, and one for its gradients."""
+    worst, gradients, worst_gradient = worst_errors(run), _gradients(run), worst_errors(run, GRADIENT)
+    rows = []
+    for row in operations(run):
+        key = tuple(row[name] for name in GROUP)
+        rows.append(_parity_row(row, worst.get(key)))
+        if key in gradients:
+            rows.append(_gradient_row(row, gradients[key], worst_gradient[key]))
     columns = (
         Column("operation", "Operation"),
         Column("oracle", "Oracle", hint="upstream's code at one version"),
         Column("candidate", "Candidate", hint="the implementation under test"),
         Column("device", "Device"),
+        Column("quantity", "Of", hint="outputs and decisions, or the gradients of the inputs that carry one"),
         Column("cases", "Cases", "number"),
         Column("match", "Match", "number"),
         Column("tie", "Tie", "number"),
@@ -131,11 +154,28 @@ def _parity_row(row: Mapping[str, Any], worst: float | None) -> dict[str, Cell]:
     tied = _number(text.share, share, BAD if capped and share > cap else "", _part(share, cap))
     return {
         **{key: Cell(row[key]) for key in GROUP},
+        "quantity": Cell(VALUE),
         **{key: _number(text.count, row[key]) for key in ("cases", "match", "tie", "other")},
         "mismatch": _number(text.count, row["mismatch"], BAD if row["mismatch"] else ""),
         "tie_share": replace(tied, text=f"{tied.text} of {text.share(cap)}") if capped else tied,
-        "worst": _number(text.share, worst, BAD if worst is not None and worst > 1 else "", _part(worst, 1.0)),
+        "worst": _worst(worst),
     }
+
+
+def _gradient_row(row: Mapping[str, Any], counts: Mapping[str, int], worst: float) -> dict[str, Cell]:
+    """Ties and other verdicts are a case's, not a gradient's: they stand in the row above."""
+    return {
+        **{key: Cell(row[key]) for key in GROUP},
+        "quantity": Cell(GRADIENT),
+        **{key: _number(text.count, counts[key]) for key in ("cases", "match")},
+        **{key: _number(text.count, None) for key in ("tie", "other", "tie_share")},
+        "mismatch": _number(text.count, counts["mismatch"], BAD if counts["mismatch"] else ""),
+        "worst": _worst(worst),
+    }
+
+
+def _worst(share: float | None) -> Cell:
+    return _number(text.share, share, BAD if share is not None and share > 1 else "", _part(share, 1.0))
 
 
 def _number(say: Callable[[float | None], str], value: float | None, look: str = "", part: float | None = None) -> Cell:

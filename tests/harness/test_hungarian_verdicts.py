@@ -18,9 +18,9 @@ from cases.case import Case
 from harness.execute import Result
 from harness.judge import judge
 from harness.operations.hungarian import OPERATION
-from tests.asked import asking
 from harness.operations.hungarian_compare import by_image
 from harness.verdict import Finding
+from tests.asked import asking
 
 CLASSES = 6
 VARIANTS = ("detr", "rtdetr")

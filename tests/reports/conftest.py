@@ -89,6 +89,7 @@ def _verdicts(random: np.random.Generator) -> pd.DataFrame:
                     else "",
                     "output": "matched_gt" if verdict == "mismatch" else "",
                     "error": float(random.beta(1.2, 6)) if verdict in ("match", "tie") else None,
+                    "gradient_error": None,
                     "decisions": 8400,
                     "tied_decisions": 2 if verdict == "tie" else 0,
                     "divergence": "tal-non-finite-prediction" if verdict == "known-divergence" else "",

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import reports
-from reports import frames
+from reports import frames, tables
 
 
 def test_reads_everything(run_folder: Path) -> None:
@@ -91,3 +91,18 @@ def test_a_bad_file_is_refused_by_name(
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(reports.ReportError, match="no such folder"):
         reports.write(tmp_path / "absent")
+
+
+def test_gradients_have_a_row_of_their_own_in_the_parity_table(run_folder: Path) -> None:
+    run = frames.read(run_folder)
+    own = run.verdicts["operation"] == "tal"
+    run.verdicts.loc[own, "gradient_error"] = 0.25
+    fallen = run.verdicts[own].index[0]
+    run.verdicts.loc[fallen, ["verdict", "output", "gradient_error"]] = ["mismatch", "gradient of boxes", 7.0]
+    rows = [row for row in tables.parity(run).rows if row["quantity"].text == tables.GRADIENT]
+    assert {row["operation"].text for row in rows} == {"tal"}
+    first = rows[0]
+    assert first["cases"].value == (own & (run.verdicts["oracle"] == first["oracle"].text)).sum()
+    assert sum(row["mismatch"].value for row in rows) == 1
+    assert max(row["worst"].value for row in rows) == 7.0
+    assert {row["tie"].value for row in rows} == {None}

@@ -30,7 +30,7 @@ def test_every_row_has_the_cells_of_its_heading(run_folder: Path) -> None:
 
 def test_numbers(run_folder: Path) -> None:
     parity, measured, _ = _tables(_written(run_folder))
-    assert [cell.strip() for cell in parity[-1][4:10]] == ["320", "311", "4", "2", "3", "1.25% of 5%"]
+    assert [cell.strip() for cell in parity[-1][4:11]] == ["value", "320", "311", "4", "2", "3", "1.25% of 5%"]
     assert [cell.strip() for cell in measured[-1][-3:]] == ["slower", "18.0 MB", "19.5 MB"]
 
 
