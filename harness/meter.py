@@ -20,6 +20,8 @@ Call = Callable[[], Any]
 
 # Warm-ups beyond the first may take this share of the budget.
 WARMUP_SHARE = 0.25
+STRETCH = 5.0
+"""A slow row may take so many times its budget to reach the pairs below which nothing is found out."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,9 @@ def measure(
     """Time both calls in this process, in pairs whose order `seed` draws.
 
     The first call of each is discarded, and up to `warmups` are while they fit in WARMUP_SHARE of the budget.
-    Pairs follow until `max_pairs`, or until the next would end past `budget_seconds`, warm-ups counted in;
-    there is always at least one. Fewer than `min_pairs` is no error: the result's note says so.
+    Pairs follow until `max_pairs`, or until the next would end past `budget_seconds`, warm-ups counted in; while
+    they are fewer than `min_pairs`, past STRETCH times that. There is always at least one. Fewer than `min_pairs` is
+    no error: the result's note says so.
 
     CPU: the host clock around the call. CUDA: events around the call, after the L2 cache has been flushed;
     a call that waits for the device has its host time between the events as well. No garbage is collected
@@ -114,14 +117,15 @@ def measure(
                 timer(call)
         first_pair = time.perf_counter()
         for pair, order in zip(range(max_pairs), _orders(seed), strict=False):
-            if pair and not room_for((time.perf_counter() - first_pair) / pair):
+            share = 1.0 if pair >= min_pairs else STRETCH
+            if pair and not room_for((time.perf_counter() - first_pair) / pair, share):
                 break
             samples += [Sample(pair, name, timer(calls[name]), name == order[0]) for name in order]
 
     pairs = len(samples) // 2
     note = ""
     if pairs < min_pairs:
-        note = f"{pairs} of at least {min_pairs} pairs fitted in {budget_seconds:g} s"
+        note = f"{pairs} of at least {min_pairs} pairs fitted in {STRETCH * budget_seconds:g} s"
     return Measured(tuple(samples), torch.get_num_threads(), note)
 
 
