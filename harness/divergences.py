@@ -66,7 +66,8 @@ def _oracle_non_finite(entry: Divergence, dispute: Dispute) -> bool:
 
 def _input_non_finite(entry: Divergence, dispute: Dispute) -> bool:
     """As above, and a NaN or infinite prediction is the reason."""
-    predictions = (dispute.case.tensors[name] for name in dispute.operation.predictions)
+    tensors = dispute.case.tensors
+    predictions = (tensors[name] for name in dispute.operation.predictions if name in tensors)
     return _oracle_non_finite(entry, dispute) and any(not bool(value.isfinite().all()) for value in predictions)
 
 

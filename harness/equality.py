@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -24,10 +25,23 @@ def ulp(value: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.exp2(torch.floor(torch.log2(magnitude))) * info.eps
 
 
-def moved(tensors: Tensors, names: tuple[str, ...], *, moves: int = MOVES, seed: int = 0) -> Iterator[dict]:
+def coarsest(*dtypes: torch.dtype) -> torch.dtype:
+    """The dtype of the largest rounding."""
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def moved(
+    tensors: Tensors,
+    names: tuple[str, ...],
+    *,
+    through: tuple[torch.dtype, ...] = (),
+    moves: int = MOVES,
+    seed: int = 0,
+) -> Iterator[dict]:
     """The tensors in float64, `names` moved by -1, 0 or +1 ulp of their own dtype in every element.
 
-    Inputs that cannot be told apart after rounding: a result that is exact for one of them is a right answer.
+    Inputs that cannot be told apart after rounding: a result that is exact for one of them is a right answer. They
+    are rounded to dtypes that upstream's computation passes `through` too.
     """
     generator = torch.Generator().manual_seed(seed)
     exact = in_float64(tensors)
@@ -36,10 +50,27 @@ def moved(tensors: Tensors, names: tuple[str, ...], *, moves: int = MOVES, seed:
             name: value
             if name not in names
             else value
-            + ulp(value, tensors[name].dtype)
+            + ulp(value.nan_to_num(0.0, 0.0, 0.0), coarsest(tensors[name].dtype, *through))
             * torch.randint(-1, 2, value.shape, generator=generator).to(value.device).double()
             for name, value in exact.items()
         }
+
+
+def moved_alike(given: Tensors, tensors: Tensors, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """`given`, one of those that `moved` yields, with equal numbers of a tensor moved alike.
+
+    What coincides in the tensors then still does: the two sides of a box without area, where upstream takes no box that
+    is inside out.
+    """
+    found = dict(given)
+    for name in names:
+        exact = tensors[name].double()
+        values, places = torch.unique(exact, return_inverse=True)
+        moves = torch.full_like(values, -math.inf)
+        change = (given[name] - exact).nan_to_num(0.0)  # infinity stays where it is
+        moves.scatter_reduce_(0, places.flatten(), change.flatten(), "amax")
+        found[name] = exact + moves[places]
+    return found
 
 
 def in_float64(tensors: Tensors) -> dict[str, Tensor]:

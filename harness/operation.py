@@ -132,8 +132,8 @@ class Operation:
         return tuple(item.name for item in (*self.inputs, *self.settings))
 
     def carries_gradient(self, tensors: Tensors) -> tuple[str, ...]:
-        """The inputs of a case that carry gradient: an input that is optional may be absent."""
-        return tuple(name for name in self.gradients if name in tensors)
+        """The inputs of a case that carry gradient: an optional one may be absent, or hold integers."""
+        return tuple(name for name in self.gradients if name in tensors and tensors[name].is_floating_point())
 
 
 AUTOCAST = "autocast"

@@ -40,17 +40,18 @@ class Shard:
     operation: str
     oracle: str
     folder: RunFolder
-    worker: Worker
     done: dict[tuple[str, str], dict[str, Any]]
     """Rows already judged, by (case digest, candidate): what a resumed run need not judge again."""
     progress: Callable[[], None] = lambda: None
     stopped: Callable[[], bool] = lambda: False
+    worker: Worker | None = None
     _seen: set[str] = field(default_factory=set)
     _losses: Counter[str] = field(default_factory=Counter)
     _lost: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def run(self) -> None:
+    def run(self, worker: Worker) -> None:
         """Judge every case once and save a shrunk counterexample of each kind of failure."""
+        self.worker = worker
         for case in self._stored():
             self._record(case)
         failing = self._generated()

@@ -1,13 +1,19 @@
-"""The parent's side of a worker: requests with a time limit; a crash or a hang becomes an answer."""
+"""The parent's side of workers: requests with a time limit; a crash or a hang becomes an answer."""
 
 from __future__ import annotations
 
 import multiprocessing
 import signal
+import threading
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from harness.worker import WorkerSettings, serve
+
+if TYPE_CHECKING:
+    from harness.plan import Plan
 
 START_LIMIT = 180.0
 """Seconds a worker may take to import PyTorch and an oracle on a loaded machine."""
@@ -96,3 +102,43 @@ class Worker:
         if code is not None and code < 0:
             return f"killed by {signal.Signals(-code).name}"
         return f"exited with code {code}"
+
+
+class Staff:
+    """The workers of a parity run: one that has finished serves the next operation of its oracle.
+
+    Starting one costs as much as judging a hundred cases. A candidate that a user plugs in gets fresh workers for
+    every operation: what it does to its process must not reach another's results.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._idle: list[tuple[str, Worker]] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def worker(self, oracle: str) -> Iterator[Worker]:
+        """A worker of `oracle` for one operation, with one thread: cases are small, two would wait for each other."""
+        with self._lock:
+            fitting = [worker for own, worker in self._idle if own == oracle]
+            for own, worker in self._idle:
+                if own != oracle:  # operations come ordered by oracle: it has nothing left to do
+                    worker.close()
+            self._idle = [(oracle, worker) for worker in fitting[1:]]
+        settings = WorkerSettings(oracle, self._plan.candidates, 1, self._plan.device)
+        chosen = fitting[0] if fitting else Worker(settings, self._plan.time_limit)
+        try:
+            yield chosen
+        finally:
+            if any(self._plan.candidates.values()):
+                chosen.close()
+            else:
+                with self._lock:
+                    self._idle.append((oracle, chosen))
+
+    def close(self) -> None:
+        """End those that are idle."""
+        with self._lock:
+            for _, worker in self._idle:
+                worker.close()
+            self._idle = []

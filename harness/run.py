@@ -8,6 +8,7 @@ import platform
 import subprocess
 import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from harness import oracles
 from harness.gate import summarise
 from harness.parity import Interrupted, Shard
 from harness.plan import Plan
-from harness.pool import Worker, WorkerFailed
+from harness.pool import Staff, Worker, WorkerFailed
 from harness.progress import Progress
 from harness.runfolder import RunFolder
 from harness.timing import measure_all, missing
@@ -87,16 +88,14 @@ def _parity(plan: Plan, folder: RunFolder, progress: Progress) -> list[str]:
     for row in folder.rows("verdicts"):
         stored.setdefault((row["operation"], row["oracle"]), {})[row["case"], row["candidate"]] = row
     shards = []
-    threads = max(1, (os.cpu_count() or 1) // plan.workers)
-    for operation, oracle in plan.pairs():
-        worker = Worker(WorkerSettings(oracle, plan.candidates, threads, plan.device), plan.time_limit)
+    staff = Staff(plan)
+    for operation, oracle in sorted(plan.pairs(), key=lambda pair: pair[1]):
         shards.append(
             Shard(
                 plan,
                 operation,
                 oracle,
                 folder,
-                worker,
                 stored.get((operation, oracle), {}),
                 progress=lambda label=f"{operation} {oracle}": progress.step(label),
                 stopped=stop.is_set,
@@ -105,12 +104,10 @@ def _parity(plan: Plan, folder: RunFolder, progress: Progress) -> list[str]:
     progress.start("parity", len(shards) * plan.examples)
 
     def one(shard: Shard) -> None:
-        try:
-            shard.run()
-        finally:
-            shard.worker.close()
+        with staff.worker(shard.oracle) as worker:
+            shard.run(worker)
 
-    with ThreadPoolExecutor(plan.workers) as pool:
+    with closing(staff), ThreadPoolExecutor(plan.workers) as pool:
         futures = {pool.submit(one, shard): shard for shard in shards}
         try:
             pending = set(futures)

@@ -73,7 +73,11 @@ def _under(evidence: Evidence, decisions: Tensors, part: Part, *, again: bool) -
         # Inputs moved by a rounding keep the decisions: what numbers they imply is asked, not what they decide.
         return evidence.evaluate(tensors, decisions if assignment is None else assignment)
 
-    return replace(evidence, oracle=oracle, truth=truth, ask=replace(evidence.ask, evaluate=evaluate))
+    # What other decisions imply is another memory.
+    key = tuple((name, value.cpu().numpy().tobytes()) for name, value in decisions.items())
+    memory = evidence.ask.memory.setdefault(key, {})
+    ask = replace(evidence.ask, evaluate=evaluate, memory=memory)
+    return replace(evidence, oracle=oracle, truth=truth, ask=ask)
 
 
 def _judge(part: Part, evidence: Evidence) -> Finding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -63,6 +63,8 @@ class Inquiry:
     quantities: Callable[[str, Tensors, Mapping[str, Any]], Tensors]
     assigner: Callable[[Tensors], Any]
     era: Callable[[str], dict[str, Any]]
+    memory: dict[Any, Any] = field(default_factory=dict)
+    """Answers that are dear and the same for every candidate of a case."""
 
 
 @dataclass(frozen=True)

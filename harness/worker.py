@@ -96,7 +96,7 @@ class _Session:
 
         from cases.case import Case
         from harness.equality import in_float64
-        from harness.execute import execute
+        from harness.execute import autocasting, execute
         from harness.judge import judge, with_gradients
         from harness.operation import AUTOCAST
         from harness.operations import operation as declaration
@@ -122,10 +122,14 @@ class _Session:
                 raise RuntimeError(f"the oracle fails on inputs near the case: {result.error.text}")
             return with_gradients(operation, replace(case, tensors=dict(tensors)), result.outputs)
 
+        def assigner(tensors):
+            with autocasting(tensors, autocast):
+                return self._oracle.assigner_inputs(operation.name, tensors, settings)
+
         ask = Inquiry(
             evaluate,
             quantities=self._oracle.quantities,
-            assigner=lambda tensors: self._oracle.assigner_inputs(operation.name, tensors, settings),
+            assigner=assigner,
             era=lambda name: self._era(declaration(name)),
         )
         self._stage("oracle")

@@ -16,12 +16,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from reference.absent import stand_in_for_absent
 from reference.bound import Bound
 from reference.cache import cache_folder, oracle_folder
 from reference.errors import OracleError, RequestError
-from reference.packages import PACKAGES
+from reference.packages import PACKAGES, package_at
 from reference.pins import OracleSpec, find_pin
-from reference.pkg_resources_stub import stand_in_for_pkg_resources
 from reference.shells import install_shells
 from reference.torchvision_stub import stand_in_for_torchvision
 
@@ -135,10 +135,10 @@ def load(spec: OracleSpec, cache: Path | None = None) -> Oracle:
     """
     if not _loaded:
         oracle = Oracle(**asdict(locate(spec, cache)))
-        package = PACKAGES[oracle.name]
+        package = package_at(oracle.name, oracle.root)
         _quieten((cache or cache_folder()) / "settings", oracle)
         stand_in_for_torchvision(package.torchvision)
-        stand_in_for_pkg_resources()
+        stand_in_for_absent(package.unused)
         install_shells(oracle.root, oracle.version, package.shells)
         _loaded[spec] = oracle
     if spec not in _loaded:

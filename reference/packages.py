@@ -4,7 +4,8 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from reference.torchvision_stub import Torchvision
 
@@ -14,11 +15,13 @@ class Package:
     """`shells`: packages whose `__init__` isn't run, with the submodules whose names each exposes.
 
     `operations`: operation -> module with `bind(tensors, settings)` and `quantities(tensors, settings)`.
+    `unused`: modules that it imports and no adapter's call reaches (`reference/absent.py`).
     """
 
     shells: Mapping[str, tuple[str, ...]]
     operations: Mapping[str, str]
     torchvision: Torchvision
+    unused: tuple[str, ...] = ()
 
 
 def _modules(package: str, *operations: str) -> dict[str, str]:
@@ -27,8 +30,7 @@ def _modules(package: str, *operations: str) -> dict[str, str]:
 
 PACKAGES = {
     "ultralytics": Package(
-        # `yolo` held everything until 8.0.135.
-        shells={"ultralytics": (), "ultralytics.models": (), "ultralytics.yolo": ()},
+        shells={"ultralytics": (), "ultralytics.models": ()},
         operations=_modules(
             "ultralytics",
             *("tal", "hungarian"),
@@ -56,3 +58,17 @@ PACKAGES = {
         torchvision=Torchvision.OPTIONAL,
     ),
 }
+
+#: The first releases of ultralytics kept everything beneath `ultralytics.yolo`.
+_ULTRALYTICS_YOLO = replace(
+    PACKAGES["ultralytics"],
+    shells={"ultralytics": (), "ultralytics.yolo": ()},
+    torchvision=Torchvision.IMPORTED,
+    unused=("pkg_resources", "thop"),
+)
+
+
+def package_at(name: str, root: Path) -> Package:
+    """The package of that name as its release in `root` is laid out."""
+    former = name == "ultralytics" and (root / name / "yolo").is_dir()
+    return _ULTRALYTICS_YOLO if former else PACKAGES[name]

@@ -14,12 +14,16 @@ FORMS = "NAME==VERSION, NAME=installed or NAME=FOLDER"
 
 @dataclass(frozen=True)
 class Pin:
-    """One release: the archive's file name, as the package index has it, and its sha256 in hexadecimal."""
+    """One release: the archive's file name, as the package index has it, and its sha256 in hexadecimal.
+
+    `control` says what is wrong with a release that is pinned for being wrong: a suite that passes it is broken.
+    """
 
     name: str
     version: str
     archive: str
     sha256: str
+    control: str = ""
 
     def __str__(self) -> str:
         return f"{self.name}=={self.version}"
@@ -42,8 +46,10 @@ def _pin(key: str, entry: object, file: Path) -> Pin:
     name, _, version = key.partition("==")
     if not (name and version):
         raise RequestError(f"{file.name}: {key!r} is not NAME==VERSION")
-    if not isinstance(entry, dict) or set(entry) != {"archive", "sha256"}:
-        raise RequestError(f"{file.name}: {key} must have exactly `archive` and `sha256`")
+    if not isinstance(entry, dict) or set(entry) - {"control"} != {"archive", "sha256"}:
+        raise RequestError(f"{file.name}: {key} must have exactly `archive` and `sha256`, and `control` if it is one")
+    if not entry.get("control", "-"):
+        raise RequestError(f"{file.name}: {key}: `control` must say what is wrong with the release")
     archive, sha256 = str(entry["archive"]), str(entry["sha256"])
     if not archive.endswith(SUFFIXES) or Path(archive).name != archive:
         raise RequestError(
@@ -51,7 +57,7 @@ def _pin(key: str, entry: object, file: Path) -> Pin:
         )
     if not re.fullmatch("[0-9a-f]{64}", sha256):
         raise RequestError(f"{file.name}: {key}: sha256 {sha256!r} is not 64 lower-case hexadecimal digits")
-    return Pin(name, version, archive, sha256)
+    return Pin(name, version, archive, sha256, str(entry.get("control", "")))
 
 
 def find_pin(key: str) -> Pin:

@@ -20,7 +20,7 @@ class Torchvision(Enum):
     """How a package meets torchvision, hence what stands in for one that cannot be loaded."""
 
     VERSION = "its version is read: metadata stand in where it is absent"
-    IMPORTED = "imported unconditionally: an empty module stands in"
+    IMPORTED = "imported unconditionally: a module with nothing but a version stands in"
     OPTIONAL = "imported if found: it is made impossible to find"
 
 
@@ -31,7 +31,8 @@ def stand_in_for_torchvision(need: Torchvision) -> None:
     elif not _loads():
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]  # what the failed import left behind
-        module = ModuleType("torchvision", "Stand-in: importable, empty.")
+        module = ModuleType("torchvision", "Stand-in: importable, and has a version.")
+        module.__version__ = "0.0"
         module.__spec__ = ModuleSpec("torchvision", loader=None)
         sys.modules["torchvision"] = module if need is Torchvision.IMPORTED else None
 

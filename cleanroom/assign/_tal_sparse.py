@@ -18,9 +18,10 @@ from cleanroom.assign._tal_terms import (
     class_index,
     gt_terms,
     inside,
+    probability,
     weigh,
 )
-from cleanroom.boxes import BoxTerms
+from cleanroom.overlap import BoxTerms
 
 # Pairs looked at together, give or take a row. With 8400 anchors fewer than 2**15 always, which fits the caches and
 # is where PyTorch starts to split one operation over threads: hundreds of such hand-overs cost more than they bring,
@@ -111,8 +112,13 @@ def assign_sparse(scene: Scene, rules: Rules) -> Assignment:
     if total == 0:
         return result
 
+    grid = _grid(scene.points)
+    if scene.decode:
+        place = _covered(grid, rows, batch)
+        for buffer, term in zip(scene.predictions, scene.decode(place), strict=True):
+            buffer.view(-1)[place] = term
     chunks = []
-    for row, anchor in _candidates(_grid(scene.points), rows):
+    for row, anchor in _candidates(grid, rows):
         pairs = _weighed(scene, rows, row, anchor, rules)
         chunks.append(pairs.at(_largest(pairs, rules.topk, total)))
     if not chunks:
@@ -147,8 +153,29 @@ def _valid_rows(scene: Scene, rules: Rules) -> Rows:
     )
 
 
+def _covered(grid: Grid, rows: Rows, batch: int) -> Tensor:
+    """Flat places (b A + a) of the anchors that some row contains, each once."""
+    anchors = len(grid.order)
+    # Steps up and down where stretches begin and end; their running sum counts the rows that contain an anchor.
+    steps = torch.zeros(batch, anchors + 1, dtype=torch.int32)
+    for row, low, length in _lines(grid, rows):
+        begin = (rows.image.index_select(0, row) * (anchors + 1)).add_(low)
+        one = torch.ones(len(row), dtype=torch.int32)
+        steps.view(-1).index_add_(0, begin, one).index_add_(0, begin + length, one.neg_())
+    image, position = steps.cumsum(1)[:, :-1].nonzero(as_tuple=True)
+    return grid.order.index_select(0, position).add_(image, alpha=anchors)
+
+
 def _candidates(grid: Grid, rows: Rows) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows (ascending) and anchors of all pairs with the anchor inside, chunk by chunk, rows never divided."""
+    for row, low, length in _lines(grid, rows):
+        for part in _row_groups(row, length):
+            stretch, position = _stretches(low[part], length[part])
+            yield row[part].index_select(0, stretch), grid.order.index_select(0, position)
+
+
+def _lines(grid: Grid, rows: Rows) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Row (ascending), first place in the grid's order and length of every stretch of anchors inside, in chunks."""
     step = max(1, CHUNK_TABLE // (len(grid.xs) + len(grid.ys)))
     for start in range(0, len(rows.image), step):
         left, top, right, bottom = (edge[start : start + step, None] for edge in rows.edges)
@@ -158,10 +185,7 @@ def _candidates(grid: Grid, rows: Rows) -> Iterator[tuple[Tensor, Tensor]]:
         begin = line * len(grid.xs) + first[row]
         low = torch.searchsorted(grid.place, begin)
         length = torch.searchsorted(grid.place, begin + width[row]).sub_(low)
-        row += start
-        for part in _row_groups(row, length):
-            stretch, position = _stretches(low[part], length[part])
-            yield row[part].index_select(0, stretch), grid.order.index_select(0, position)
+        yield row + start, low, length
 
 
 def _row_groups(row: Tensor, weight: Tensor) -> Iterator[slice]:
@@ -199,10 +223,11 @@ def _weighed(scene: Scene, rows: Rows, row: Tensor, anchor: Tensor, rules: Rules
         label = int(rows.label[row[bad]][0])
         raise IndexError(f"gt_labels: {label} of a row that contains an anchor is outside [-{classes}, {classes})")
     place = image * anchors + anchor
+    score = _scores_at(scene.scores, image, anchor, column)
     overlap, metric, usable = weigh(
         rows.terms.map(lambda term: term.index_select(0, row)),
         scene.predictions.map(lambda term: term.view(-1).index_select(0, place)),
-        _scores_at(scene.scores, image, anchor, column),
+        probability(score) if scene.logits else score,
         rules,
     )
     pairs = Pairs(row, anchor, overlap, metric)

@@ -14,6 +14,7 @@ from cleanroom.assign._tal_terms import (
     class_index,
     gt_terms,
     inside,
+    probability,
     weigh,
 )
 
@@ -26,6 +27,7 @@ def assign_static(scene: Scene, rules: Rules) -> Assignment:
     """Assign with static shapes and no host synchronisation; scratch is at most about max(2**21, 8 B A) pairs."""
     batch, anchors, classes = scene.scores.shape
     rows = scene.labels.shape[1]
+    as_probability = probability if scene.logits else lambda scores: scores
     step = max(MIN_ROWS, CHUNK_PAIRS // max(1, batch * anchors))
     chunks = [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
     gt = gt_terms(scene)
@@ -52,7 +54,7 @@ def assign_static(scene: Scene, rules: Rules) -> Assignment:
         overlap, metric, usable = weigh(
             gt.map(lambda term: term[:, chunk, None]),  # noqa: B023 - called before the loop goes on
             scene.predictions.map(lambda term: term[:, None]),
-            scene.scores.gather(2, columns).mT,
+            as_probability(scene.scores.gather(2, columns)).mT,
             rules,
         )
         usable &= contained
@@ -68,7 +70,7 @@ def assign_static(scene: Scene, rules: Rules) -> Assignment:
 
     foreground = proposals > 0
     owner = torch.where(proposals > 1, best_row, owner)
-    own_score = scene.scores.gather(2, score_index.gather(1, owner)[..., None])[..., 0]
+    own_score = as_probability(scene.scores.gather(2, score_index.gather(1, owner)[..., None])[..., 0])
     overlap, metric, _ = weigh(gt.map(lambda term: term.gather(1, owner)), scene.predictions, own_score, rules)
     if rules.topk2 != rules.topk:
         kept = torch.zeros_like(foreground)

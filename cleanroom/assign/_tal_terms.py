@@ -1,12 +1,13 @@
 """What both paths of the task-aligned assigner share: its rules, who is a candidate, and what a pair is worth."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cleanroom.boxes import BoxTerms, box_terms, complete_iou
+from cleanroom.overlap import BoxTerms, box_terms, complete_iou
 
 # A point must lie further inside than this (pixels). Not the `eps` setting, which only guards a division.
 EDGE = 1e-9
@@ -30,12 +31,16 @@ class Rules:
 class Scene(NamedTuple):
     """Checked inputs: B images, A anchors, n ground-truth rows, C classes."""
 
-    scores: Tensor  # (B, A, C)
+    scores: Tensor  # (B, A, C), of any layout
     predictions: BoxTerms  # (B, A) each, float32 at least
     points: Tensor  # (A, 2)
     labels: Tensor  # (B, n) int64, may be negative or too large
     boxes: Tensor  # (B, n, 4)
     valid: Tensor  # (B, n) bool
+    logits: bool = False  # scores are logits: probabilities are made of those that are looked at
+    # Terms of the predictions at flat places b A + a, (P,) each. Where given, `predictions` are buffers that the
+    # sparse path fills at the anchors inside some ground truth; it reads no others.
+    decode: Callable[[Tensor], BoxTerms] | None = None
 
 
 class Assignment(NamedTuple):
@@ -105,6 +110,11 @@ def power(base: Tensor, exponent: float) -> Tensor:
         if int(exponent) >> bit & 1:
             result.mul_(wide)
     return result.to(base.dtype)
+
+
+def probability(logits: Tensor) -> Tensor:
+    """Sigmoid in the dtype of the logits, its bits depending on the value alone: on the CPU as in `power`."""
+    return logits.double().sigmoid_().to(logits.dtype) if logits.device.type == "cpu" else logits.sigmoid()
 
 
 def weigh(gt: BoxTerms, prediction: BoxTerms, score: Tensor, rules: Rules) -> tuple[Tensor, Tensor, Tensor]:

@@ -176,7 +176,6 @@ class RTDETRHungarianMatcher(nn.Module):
         return _match_images(pred_scores, pred_bboxes, gt_cls, gt_bboxes, gt_groups, terms=terms)
 
 
-@torch.no_grad()
 def _match_images(
     logits: Tensor,
     pred_boxes: Tensor,
@@ -189,25 +188,60 @@ def _match_images(
     workers: int | None = None,
 ) -> list[Pairs]:
     """See `hungarian_match`: its result image by image."""
+    pairs = match_layers(
+        [logits], [pred_boxes], labels, boxes, sizes, terms=terms, non_finite=non_finite, workers=workers
+    )
+    if terms.variant == "detr":
+        return pairs
+    firsts = accumulate(sizes, initial=0)
+    return [(queries, targets + first) for (queries, targets), first in zip(pairs, firsts, strict=False)]
+
+
+@torch.no_grad()
+def match_layers(
+    logits: Sequence[Tensor],
+    pred_boxes: Sequence[Tensor],
+    labels: Tensor,
+    boxes: Tensor,
+    sizes: Sequence[int],
+    *,
+    terms: CostTerms,
+    non_finite: str | None = None,
+    workers: int | None = None,
+) -> list[Pairs]:
+    """Match the predictions of several decoder layers with the same targets, with one transfer to the host.
+
+    Args:
+        logits, pred_boxes: one tensor a layer, all of one shape and dtype; otherwise as in `hungarian_match`.
+        labels, boxes, sizes, non_finite, workers: as in `hungarian_match`, which also says what is raised.
+        terms: the terms of the cost and their weights.
+
+    Returns:
+        Pairs of every image, layer after layer, targets counted within the image, int64 on the CPU.
+    """
     policy = _CURRENT_POLICY.get(terms.variant) if non_finite is None else non_finite
     _check_settings(terms, policy, workers)
-    _check_inputs(logits, pred_boxes, labels, boxes, sizes, variant=terms.variant)
+    for own_logits, own_boxes in zip(logits, pred_boxes, strict=True):
+        _check_inputs(own_logits, own_boxes, labels, boxes, sizes, variant=terms.variant)
     # Upstream's RT-DETR matcher looks at no prediction where nothing can be matched; DETR's checks every box.
-    if terms.variant == "rtdetr" and not labels.numel():
-        return [_no_pairs() for _ in sizes]
+    if not logits or (terms.variant == "rtdetr" and not labels.numel()):
+        return [_no_pairs() for _ in range(len(logits) * len(sizes))]
 
-    image_of_target = torch.from_numpy(np.arange(len(sizes)).repeat(sizes)).to(logits.device)
-    packed = packed_costs(logits, pred_boxes, labels, boxes, image_of_target, terms=terms, non_finite=policy)
-    host = packed.cpu().numpy()
-    entries = len(labels) * pred_boxes.shape[1]
-    for name, good in zip(CHECKED, host[entries:], strict=False):
+    image_of_target = torch.from_numpy(np.arange(len(sizes)).repeat(sizes)).to(logits[0].device)
+    packed = [
+        packed_costs(*predictions, labels, boxes, image_of_target, terms=terms, non_finite=policy)
+        for predictions in zip(logits, pred_boxes, strict=True)
+    ]
+    host = (torch.stack(packed) if len(packed) > 1 else packed[0].unsqueeze(0)).cpu().numpy()
+    entries = len(labels) * pred_boxes[0].shape[1]
+    for name, good in zip(CHECKED, host[:, entries:].all(0), strict=False):
         if not good:
             raise ValueError(_COMPLAINTS[name])
-    costs = host[:entries].reshape(len(labels), pred_boxes.shape[1])
-    return _solve(costs, sizes, workers, local=terms.variant == "detr")
+    costs = host[:, :entries].reshape(len(packed) * len(labels), pred_boxes[0].shape[1])
+    return _solve(costs, list(sizes) * len(packed), workers)
 
 
-def _solve(costs: np.ndarray, sizes: Sequence[int], workers: int | None, *, local: bool) -> list[Pairs]:
+def _solve(costs: np.ndarray, sizes: Sequence[int], workers: int | None) -> list[Pairs]:
     """Optimal pairs of the (G, Q) costs, image by image, threaded where it pays (SciPy releases the GIL)."""
     firsts = list(accumulate(sizes, initial=0))
     images = [b for b, size in enumerate(sizes) if size]
@@ -220,7 +254,7 @@ def _solve(costs: np.ndarray, sizes: Sequence[int], workers: int | None, *, loca
         # A task is a share of the images, not one image: a small problem ends before a hand-over does.
         for b in images[start::workers]:
             queries, targets = _solve_image(costs, firsts, b)
-            solved[b] = torch.from_numpy(queries), torch.from_numpy(targets if local else targets + firsts[b])
+            solved[b] = torch.from_numpy(queries), torch.from_numpy(targets)
 
     if workers == 1:
         share(0)

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from cleanroom.assign._tal_sparse import assign_sparse
 from cleanroom.assign._tal_static import assign_static
-from cleanroom.assign._tal_terms import Rules, Scene, at_least_float32
-from cleanroom.boxes import CIOU_ALPHAS, box_terms
+from cleanroom.assign._tal_terms import Assignment, Rules, Scene, at_least_float32
+from cleanroom.overlap import CIOU_ALPHAS, box_terms
 from cleanroom.paths import take_sparse_path
 
 SMALL_BOX_RULES = ("off", "first_stride", "min_side")
@@ -91,28 +91,14 @@ def task_aligned_assign(
             [-C, C). On the static path the last is a RuntimeError, raised by the device itself.
     """
     _check(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt)
-    small_below, small_side = _small_box(small_box, stride)
-    if small_below and not edge_round_trip:
-        raise ValueError(f"edge_round_trip must be True where small_box is not 'off', got small_box {small_box!r}")
-    if ciou_alpha not in CIOU_ALPHAS:
-        raise ValueError(f"ciou_alpha must be one of {CIOU_ALPHAS}, got {ciou_alpha!r}")
+    eras = check_eras(stride, small_box, edge_round_trip, ciou_alpha)
     sparse = take_sparse_path(path, pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt)
     batch, anchors, _ = pd_scores.shape
     rows = gt_bboxes.shape[1]
     if rows == 0:
         return _without_ground_truths(pd_scores, pd_bboxes, gt_bboxes)
 
-    rules = Rules(
-        _count("topk", topk, anchors),
-        _count("topk2", topk2 or topk, anchors),
-        alpha,
-        beta,
-        eps,
-        small_below,
-        small_side,
-        edge_round_trip,
-        ciou_alpha,
-    )
+    rules = make_rules(topk, topk2, anchors, alpha, beta, eps, eras)
     labels = gt_labels[..., 0].long()
     scene = Scene(
         pd_scores,
@@ -122,7 +108,7 @@ def task_aligned_assign(
         gt_bboxes,
         mask_gt[..., 0] != 0,
     )
-    assignment = (assign_sparse if sparse else assign_static)(scene, rules)
+    assignment = assign(scene, rules, sparse=sparse)
     offset = torch.arange(0, batch * rows, rows, device=labels.device)[:, None]
     place = (assignment.gt_index + offset).flatten()
     return TaskAlignedResult(
@@ -132,6 +118,36 @@ def task_aligned_assign(
         assignment.foreground,
         assignment.gt_index,
     )
+
+
+class Eras(NamedTuple):
+    """What differs between releases, checked: the fields of `Rules` of the same names."""
+
+    small_below: float
+    small_side: float
+    edge_round_trip: bool
+    ciou_alpha: str
+
+
+def check_eras(stride: Sequence[float] | None, small_box: str, edge_round_trip: bool, ciou_alpha: str) -> Eras:
+    """Settings as in `task_aligned_assign`; raises its errors."""
+    small_below, small_side = _small_box(small_box, stride)
+    if small_below and not edge_round_trip:
+        raise ValueError(f"edge_round_trip must be True where small_box is not 'off', got small_box {small_box!r}")
+    if ciou_alpha not in CIOU_ALPHAS:
+        raise ValueError(f"ciou_alpha must be one of {CIOU_ALPHAS}, got {ciou_alpha!r}")
+    return Eras(small_below, small_side, edge_round_trip, ciou_alpha)
+
+
+def make_rules(topk: int, topk2: int | None, anchors: int, alpha: float, beta: float, eps: float, eras: Eras) -> Rules:
+    """Rules of a call with ground truths; settings and errors as in `task_aligned_assign`."""
+    return Rules(_count("topk", topk, anchors), _count("topk2", topk2 or topk, anchors), alpha, beta, eps, *eras)
+
+
+def assign(scene: Scene, rules: Rules, *, sparse: bool) -> Assignment:
+    """The assignment itself, without gradient: what a loss calls that has logits and undecoded boxes."""
+    with torch.no_grad():
+        return (assign_sparse if sparse else assign_static)(scene, rules)
 
 
 class TaskAlignedAssigner(nn.Module):

@@ -7,7 +7,30 @@ from importlib import import_module
 
 from harness.operation import Operation
 
-NAMES = ("tal", "simota", "hungarian")
+NAMES = (
+    "tal",
+    "simota",
+    "hungarian",
+    "v8_detection_loss",
+    "rtdetr_loss",
+    "yolox_decode",
+    "bboxes_iou",
+    "iou_loss",
+    "yolox_bce",
+    "yolox_l1",
+    "yolox_loss",
+    "dfl_loss",
+    "bbox_loss",
+    "class_bce",
+    "varifocal_loss",
+    "focal_loss",
+    "generalized_box_iou",
+    "set_class_loss",
+    "cardinality_error",
+    "set_box_loss",
+    "set_mask_loss",
+    "set_loss",
+)
 
 
 class UnknownOperation(ValueError):  # noqa: N818 - reads as what it says at the command line

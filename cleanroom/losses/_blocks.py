@@ -1,0 +1,46 @@
+"""Walking over logits in blocks that stay in the cache, whatever their layout in memory."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from cleanroom.paths import data_dependent
+
+#: Elements that one thread works on at a time: float32 logits and one temporary take half of an L2 cache of 1 MiB.
+ELEMENTS = 1 << 16
+Block = tuple[slice, slice]
+
+
+def blocks(tensor: Tensor) -> Iterator[Block]:
+    """Slices of images and anchors that cover (B, A, C): some images whole, or some anchors of one image.
+
+    On an accelerator, and where a compiler fuses what is done, the tensor is one block.
+    """
+    images, anchors, classes = tensor.shape
+    if not tensor.numel():
+        return
+    wanted = _wanted(tensor)
+    some_images = max(1, wanted // (anchors * classes))
+    some_anchors = max(1, wanted // classes) if some_images == 1 else anchors
+    for image in range(0, images, some_images):
+        for anchor in range(0, anchors, some_anchors):
+            yield slice(image, image + some_images), slice(anchor, anchor + some_anchors)
+
+
+def empty_like(tensor: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised dense tensor of the same shape (B, A, C), with anchors innermost where `tensor` has them so."""
+    if tensor.stride(1) < tensor.stride(2):
+        return torch.empty_like(tensor.mT, dtype=dtype, memory_format=torch.contiguous_format).mT
+    return torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def flat_blocks(tensor: Tensor) -> Iterator[slice]:
+    """Slices that cover a tensor of one dim; one where `blocks` gives one."""
+    wanted = _wanted(tensor)
+    for start in range(0, len(tensor), max(1, wanted)):
+        yield slice(start, start + wanted)
+
+
+def _wanted(tensor: Tensor) -> int:
+    return ELEMENTS * torch.get_num_threads() if data_dependent(tensor) else tensor.numel()

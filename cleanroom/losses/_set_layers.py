@@ -1,0 +1,122 @@
+"""The set criterion over layers: one matching for all of them, then the terms of each (set_prediction.md, A2 to A9)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cleanroom.assign._matching_op import matched_layers
+from cleanroom.assign.matching_cost import CostTerms
+from cleanroom.losses.masks import mask_terms
+from cleanroom.losses.set_terms import Pairs, box_terms, cardinality_term, class_term, target_classes
+
+LOSSES = ("labels", "boxes", "cardinality", "masks")
+"""Names of the losses; those of masks exist for the last layer only."""
+
+
+class Layer(NamedTuple):
+    """Predictions of one decoder layer: (B, Q, C + 1), (B, Q, 4), and of the last one maybe masks (B, Q, h, w)."""
+
+    logits: Tensor
+    boxes: Tensor
+    masks: Tensor | None = None
+
+
+class Targets(NamedTuple):
+    """Targets of a batch one after the other: (G,), (G, 4), how many each image has, masks (some, H, W) in order."""
+
+    labels: Tensor
+    boxes: Tensor
+    sizes: Sequence[int]
+    masks: Sequence[Tensor] = ()
+
+
+def match(layers: Sequence[Layer], targets: Targets, costs: CostTerms) -> list[Pairs]:
+    """Pairs of every layer, all from one operator."""
+    found = matched_layers(
+        [layer.logits.detach() for layer in layers],
+        [layer.boxes.detach() for layer in layers],
+        targets.labels,
+        targets.boxes.detach(),
+        targets.sizes,
+        terms=costs,
+    )
+    parts = (part.view(len(layers), -1).unbind() for part in found)
+    return [Pairs(*pairs) for pairs in zip(*parts, strict=True)]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What all terms need beside predictions and pairs.
+
+    `normaliser` is D (None: the targets that take part, at least 1), `ignore_mask` (B, Q) takes queries and their
+    targets out, `sparse` allows looking at values.
+    """
+
+    weights: Tensor
+    targets: Targets
+    normaliser: Tensor | float | None = None
+    ignore_mask: Tensor | None = None
+    reduction: str = "sum"
+    sparse: bool = True
+
+    def layer(self, losses: Sequence[str], layer: Layer, pairs: Pairs) -> dict[str, Tensor]:
+        """Entries of one layer, in the order of `losses`."""
+        common = {"ignore_mask": self.ignore_mask, "reduction": self.reduction}
+        targets, ignored, found = self.targets, self._ignored(layer, pairs), {}
+        for loss in losses:
+            if loss == "labels":
+                classes = target_classes(layer.logits, targets.labels, pairs, self.ignore_mask, check=self.sparse)
+                found["loss_ce"] = class_term(layer.logits, classes, self.weights, **common)
+            elif loss == "cardinality":
+                counts = torch.tensor(targets.sizes, device=layer.logits.device)
+                counts = counts if ignored is None else counts - ignored
+                found["cardinality_error"] = cardinality_term(layer.logits, counts, **common)
+            elif loss == "boxes":
+                # The matcher has looked at every box already.
+                normaliser = self._normaliser(ignored)
+                found |= box_terms(layer.boxes, targets.boxes, pairs, normaliser, check=False, **common)._asdict()
+            elif loss == "masks":
+                normaliser = self._normaliser(ignored)
+                terms = mask_terms(layer.masks, targets.masks, pairs, normaliser, sparse=self.sparse, **common)
+                found |= terms._asdict()
+            else:
+                raise ValueError(f"losses must be among {LOSSES}, got {loss!r}")
+        return found
+
+    def layers(self, losses: Sequence[str], layers: Sequence[Layer], matched: Sequence[Pairs]) -> dict[str, Tensor]:
+        """Entries of the last layer, which comes first, then of the others with the suffixes `_0`, `_1`, ..."""
+        found = self.layer(losses, layers[0], matched[0])
+        others = [loss for loss in losses if loss != "masks"]
+        for index, (layer, pairs) in enumerate(zip(layers[1:], matched[1:], strict=True)):
+            found |= {f"{name}_{index}": value for name, value in self.layer(others, layer, pairs).items()}
+        return found
+
+    def _ignored(self, layer: Layer, pairs: Pairs) -> Tensor | None:
+        """(B,) pairs of each image whose query the mask takes out."""
+        if self.ignore_mask is None:
+            return None
+        out = self.ignore_mask.flatten()[pairs.rows(layer.boxes.shape[1])].to(torch.int64)
+        return out.new_zeros(len(layer.boxes)).index_add(0, pairs.images, out)
+
+    def _normaliser(self, ignored: Tensor | None) -> Tensor | float:
+        if self.normaliser is not None:
+            return self.normaliser
+        count = self.targets.labels.shape[0]
+        return max(1, count) if ignored is None else (count - ignored.sum()).clamp(min=1)
+
+
+def weighted(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Sum of the terms that have a weight."""
+    return sum(value * weights[name] for name, value in terms.items() if name in weights)
+
+
+def loss_weights(
+    bbox: float, giou: float, mask: float, dice: float, *, auxiliary: int, masks: bool
+) -> dict[str, float]:
+    """Weights by name, those of `auxiliary` layers with their suffixes."""
+    own = {"loss_ce": 1, "loss_bbox": bbox, "loss_giou": giou}
+    others = {f"{name}_{layer}": weight for layer in range(auxiliary) for name, weight in own.items()}
+    return own | ({"loss_mask": mask, "loss_dice": dice} if masks else {}) | others

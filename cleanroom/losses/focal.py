@@ -1,0 +1,285 @@
+"""Binary cross entropies that are weighted by how easy an element is: focal loss and varifocal loss.
+
+Focal loss: Lin et al., arXiv:1708.02002; varifocal loss: Zhang et al., arXiv:2008.13367. The weight is differentiated
+too. Elements are worked on block by block in the cache, and nothing but the inputs is kept between the passes: for N
+float32 elements of K inputs, 4 K N bytes move forward, and 4 K N plus 4 N a gradient backward.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from cleanroom.losses._blocks import flat_blocks
+
+VFL_REDUCTIONS = ("mean", "sum")
+
+
+def varifocal_loss(
+    pred_score: Tensor,
+    gt_score: Tensor,
+    label: Tensor,
+    *,
+    gamma: float = 2.0,
+    alpha: float = 0.75,
+    vfl_reduction: str = "mean",
+) -> Tensor:
+    """Cross entropy to soft targets in which easy negatives count little (yolo_losses.md, section 2.1).
+
+    ``u = alpha sigmoid(x)^gamma (1 - y) + q y``, ``loss = sum bce(x, q) u``, divided by the size of dim 1. The cross
+    entropy is computed in float32 whatever the dtype, as upstream's is; the rest in float32 or wider.
+
+    Args:
+        pred_score: (B, N, ...) logits x.
+        gt_score: soft targets q in [0, 1], of the shape of `pred_score`.
+        label: y in {0, 1}, floating or integer, broadcastable.
+        gamma, alpha: exponent and factor of the weight of negatives.
+        vfl_reduction: "mean" over dim 1, then the sum (8.0.118 on); "sum" over everything (before).
+
+    Returns:
+        0-dim, in the dtype that the inputs and float32 promote to; NaN where dim 1 has size 0 and no other has.
+        Gradient reaches all three inputs; that of a saturated negative is 0 where gamma < 1 (upstream: NaN).
+
+    Raises:
+        ValueError: a shape or `vfl_reduction` is wrong.
+        TypeError: `pred_score` or `gt_score` is not floating, or `label` is bool.
+    """
+    _check("pred_score", pred_score, "gt_score", gt_score)
+    if label.dtype == torch.bool:
+        raise TypeError("label must be floating or integer, got torch.bool")
+    if vfl_reduction not in VFL_REDUCTIONS:
+        raise ValueError(f"vfl_reduction must be one of {VFL_REDUCTIONS}, got {vfl_reduction!r}")
+    try:
+        x, q, y = torch.broadcast_tensors(pred_score, gt_score, label)
+    except RuntimeError:
+        shapes = f"{tuple(label.shape)} to {tuple(pred_score.shape)}"
+        raise ValueError(f"label must broadcast to the shape of pred_score, got {shapes}") from None
+    total = _ElementSum.apply(_Varifocal(gamma, alpha), x, q, y)
+    return total if vfl_reduction == "sum" else total / _divisor(x)
+
+
+def focal_loss(
+    pred: Tensor, label: Tensor, *, gamma: float = 1.5, alpha: float | Sequence[float] | Tensor = 0.25
+) -> Tensor:
+    """Cross entropy in which easy elements count little (yolo_losses.md, section 2.2).
+
+    ``m = y (1 - p) + (1 - y) p``, ``loss = sum bce(x, y) m^gamma (y alpha + (1 - y) (1 - alpha))``, divided by the size
+    of dim 1. Computed in float32 or wider.
+
+    Args:
+        pred: (B, N, ...) logits x; p is their sigmoid.
+        label: targets y in [0, 1], floating, of the shape of `pred`.
+        gamma: exponent.
+        alpha: weight of positives, a number or a list that broadcasts to `pred` from the last dim; no weights at all
+            where none is above 0. A tensor is read on the host.
+
+    Returns:
+        0-dim, in the dtype of `label`, as upstream's; NaN where dim 1 has size 0 and no other has. Gradient reaches
+        `pred` and `label`; that of a saturated, rightly answered element is 0 where gamma < 1 (upstream: NaN).
+
+    Raises:
+        ValueError: a shape is wrong, that of `alpha` too.
+        TypeError: `pred` or `label` is not floating.
+    """
+    _check("pred", pred, "label", label)
+    alpha = alpha.tolist() if isinstance(alpha, Tensor) else alpha
+    if not _any_positive(alpha):
+        total = _ElementSum.apply(_Focal(gamma), pred, label)
+    elif not isinstance(alpha, Sequence):
+        total = _ElementSum.apply(_Focal(gamma, alpha), pred, label)
+    else:
+        weights = torch.tensor(alpha, dtype=_wide(pred, label), device=pred.device)
+        try:
+            weights = weights.expand(pred.shape)
+        except RuntimeError:
+            shapes = f"{tuple(weights.shape)} to {tuple(pred.shape)}"
+            raise ValueError(f"alpha must broadcast to the shape of pred, got {shapes}") from None
+        total = _ElementSum.apply(_Focal(gamma), pred, label, weights)
+    return (total / _divisor(pred)).to(label.dtype)
+
+
+class VarifocalLoss(nn.Module):
+    """Drop-in for ``ultralytics.utils.loss.VarifocalLoss``; `vfl_reduction` is this library's, see `varifocal_loss`."""
+
+    def __init__(self, gamma: float = 2.0, alpha: float = 0.75, *, vfl_reduction: str = "mean") -> None:
+        super().__init__()
+        self.gamma, self.alpha, self.vfl_reduction = gamma, alpha, vfl_reduction
+
+    def forward(self, pred_score: Tensor, gt_score: Tensor, label: Tensor) -> Tensor:
+        """The 0-dim loss of logits, soft targets and labels."""
+        settings = {"gamma": self.gamma, "alpha": self.alpha, "vfl_reduction": self.vfl_reduction}
+        return varifocal_loss(pred_score, gt_score, label, **settings)
+
+
+class FocalLoss(nn.Module):
+    """Drop-in for ``ultralytics.utils.loss.FocalLoss``; see `focal_loss`. `alpha` keeps its precision between calls."""
+
+    def __init__(self, gamma: float = 1.5, alpha: float | Sequence[float] = 0.25) -> None:
+        super().__init__()
+        self.gamma, self.alpha = gamma, alpha
+
+    def forward(self, pred: Tensor, label: Tensor) -> Tensor:
+        """The 0-dim loss of logits and targets."""
+        return focal_loss(pred, label, gamma=self.gamma, alpha=self.alpha)
+
+
+class _Formula(Protocol):
+    """A sum of elements: its dtype, the elements, and their derivatives by each input, of flat tensors."""
+
+    def dtype(self, *inputs: Tensor) -> torch.dtype: ...
+
+    def elements(self, *inputs: Tensor) -> Tensor: ...
+
+    def slopes(self, *inputs: Tensor) -> Iterator[Tensor]: ...
+
+
+@dataclass(frozen=True)
+class _Varifocal:
+    """The loss is bce(x, q) u with u = alpha p^gamma (1 - y) + q y."""
+
+    gamma: float
+    alpha: float
+
+    def dtype(self, x: Tensor, q: Tensor, y: Tensor) -> torch.dtype:
+        return _wide(x, q, y)
+
+    def elements(self, x: Tensor, q: Tensor, y: Tensor) -> Tensor:
+        entropy, (x, q, y) = self._entropy(x, q), _cast(x, q, y)
+        return self._weight(x.sigmoid(), q, y)[0].mul_(entropy)
+
+    def slopes(self, x: Tensor, q: Tensor, y: Tensor) -> Iterator[Tensor]:
+        entropy, slope, single = self._entropy(x, q), x.float().sigmoid().sub_(q.float()), x.float()
+        x, q, y = _cast(x, q, y)
+        p = x.sigmoid()
+        weight, easy = self._weight(p, q, y)
+        by_weight = (1 - p).mul_(easy).mul_(1 - y).mul_(self.gamma)
+        yield by_weight.mul_(entropy).add_(weight * slope)
+        yield entropy * y - single * weight
+        yield (q - easy).mul_(entropy)
+
+    def _entropy(self, x: Tensor, q: Tensor) -> Tensor:
+        """In float32 and by the formula that upstream uses: its rounding is part of the result in float64 too."""
+        return functional.binary_cross_entropy_with_logits(x.float(), q.float(), reduction="none")
+
+    def _weight(self, p: Tensor, q: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """u, and alpha p^gamma."""
+        easy = p.pow(self.gamma).mul_(self.alpha)
+        return easy * (1 - y) + q * y, easy
+
+
+@dataclass(frozen=True)
+class _Focal:
+    """The loss is bce(x, y) m^gamma a, with m = 1 - p_t and a = y alpha + (1 - y) (1 - alpha), or 1 without alpha."""
+
+    gamma: float
+    alpha: float | None = None
+
+    def dtype(self, *inputs: Tensor) -> torch.dtype:
+        return _wide(*inputs)
+
+    def elements(self, x: Tensor, y: Tensor, alpha: Tensor | None = None) -> Tensor:
+        x, y = _cast(x, y)
+        loss = self._entropy(x, y).mul_(self._difficulty(*self._chances(x), y).pow_(self.gamma))
+        balance = self._balance(y, alpha)
+        return loss if balance is None else loss * balance
+
+    def slopes(self, x: Tensor, y: Tensor, alpha: Tensor | None = None) -> Iterator[Tensor]:
+        x, y = _cast(x, y)
+        p, rest = self._chances(x)
+        entropy, m, balance = self._entropy(x, y), self._difficulty(p, rest, y), self._balance(y, alpha)
+        modulation = m.pow(self.gamma)
+        by_m = self._by_difficulty(m, entropy)
+        by_x = torch.where(x > 0, (1 - y) - rest, p - y).mul_(modulation)
+        by_x.add_((p * rest).mul_(by_m).mul_(1 - 2 * y))
+        yield by_x if balance is None else by_x.mul_(balance)
+        by_y = (rest - p).mul_(by_m).sub_(x * modulation)
+        if balance is not None:
+            by_y.mul_(balance).add_(entropy.mul_(modulation).mul_(2 * (self.alpha if alpha is None else alpha) - 1))
+        yield by_y
+
+    def _by_difficulty(self, m: Tensor, entropy: Tensor) -> Tensor:
+        """gamma m^(gamma - 1) bce. Where m is 0, bce is too, and it falls faster than the power grows."""
+        if self.gamma == 0:
+            return torch.zeros_like(m)
+        return m.pow(self.gamma - 1).mul_(entropy).mul_(self.gamma).masked_fill_(m == 0, 0)
+
+    def _chances(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """p and 1 - p, both without cancellation."""
+        return x.sigmoid(), x.neg().sigmoid_()
+
+    def _entropy(self, x: Tensor, y: Tensor) -> Tensor:
+        return (1 - y).mul_(functional.softplus(x, threshold=40)).add_(functional.softplus(-x, threshold=40).mul_(y))
+
+    def _difficulty(self, p: Tensor, rest: Tensor, y: Tensor) -> Tensor:
+        return (y * rest).add_((1 - y).mul_(p))
+
+    def _balance(self, y: Tensor, alpha: Tensor | None) -> Tensor | None:
+        weight = self.alpha if alpha is None else alpha
+        return None if weight is None else y * weight + (1 - y) * (1 - weight)
+
+
+class _ElementSum(torch.autograd.Function):
+    """Sum over all elements of a formula of tensors of one shape, block by block."""
+
+    @staticmethod
+    def forward(ctx, formula: _Formula, *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*inputs)
+        ctx.formula = formula
+        flat = [tensor.reshape(-1) for tensor in inputs]
+        sums = [formula.elements(*(tensor[block] for tensor in flat)).sum() for block in flat_blocks(flat[0])]
+        dtype = formula.dtype(*inputs)
+        return torch.stack(sums).sum().to(dtype) if sums else flat[0].new_zeros((), dtype=dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
+        flat = [tensor.reshape(-1) for tensor in inputs]
+        # Derivatives by the last inputs cost nothing where nobody asks for them: the formula gives them one by one.
+        asked = max(index for index, need in enumerate(needed) if need) + 1
+        found = [torch.empty_like(one) if need else None for one, need in zip(flat, needed, strict=True)]
+        for block in flat_blocks(flat[0]):
+            slopes = ctx.formula.slopes(*(tensor[block] for tensor in flat))
+            for result, slope in zip(found[:asked], slopes, strict=False):
+                if result is not None:
+                    result[block] = slope.mul_(grad)
+        shaped = (None if one is None else one.view(tensor.shape) for one, tensor in zip(found, inputs, strict=True))
+        return None, *shaped
+
+
+def _cast(*tensors: Tensor) -> Iterator[Tensor]:
+    """The tensors in the dtype that they and float32 promote to."""
+    return (tensor.to(_wide(*tensors)) for tensor in tensors)
+
+
+def _wide(*tensors: Tensor) -> torch.dtype:
+    """Dtype that the tensors and float32 promote to."""
+    wide = torch.float32
+    for tensor in tensors:
+        wide = torch.promote_types(wide, tensor.dtype)
+    return wide
+
+
+def _any_positive(alpha: float | Sequence) -> bool:
+    return any(map(_any_positive, alpha)) if isinstance(alpha, Sequence) else alpha > 0
+
+
+def _divisor(x: Tensor) -> int:
+    """Size of dim 1; where that is 0 and nothing asks for a mean over it, 1."""
+    return x.shape[1] or int(x.shape[:1].numel() * x.shape[2:].numel() == 0)
+
+
+def _check(logits_name: str, logits: Tensor, target_name: str, target: Tensor) -> None:
+    for name, tensor in ((logits_name, logits), (target_name, target)):
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be floating, got {tensor.dtype}")
+    if logits.ndim < 2:
+        raise ValueError(f"{logits_name} must have at least 2 dims, got {tuple(logits.shape)}")
+    if target.shape != logits.shape:
+        raise ValueError(
+            f"{target_name} must have the shape of {logits_name}, {tuple(logits.shape)}, got {tuple(target.shape)}"
+        )

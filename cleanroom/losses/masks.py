@@ -1,0 +1,300 @@
+"""Mask losses of set prediction: sigmoid focal loss and dice loss, under given pairs and as functions.
+
+Specification: set_prediction.md, A7; Lin et al., Focal Loss for Dense Object Detection, 2017; Milletari et al., V-Net,
+2016. Matched logits are resized to the size of the targets, which is mostly sixteen times theirs: here that is done for
+a few pairs at a time and the gradient is brought back to the small size at once, so that no tensor of all pairs at the
+large size exists. Everything is computed in float32 or wider.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from cleanroom.losses.set_terms import Pairs
+from cleanroom.paths import data_dependent
+
+#: Pixels that one thread works on at a time; half a dozen planes of them fit in a cache of 2 MiB.
+_PIXELS = 1 << 16
+ALPHA, GAMMA = 0.25, 2.0
+
+
+def sigmoid_focal_loss(
+    inputs: Tensor, targets: Tensor, num_boxes: Tensor | float, alpha: float = ALPHA, gamma: float = GAMMA
+) -> Tensor:
+    """Focal loss: ``sum_i mean_pixels [a_t bce(z, m) (1 - p_t)^gamma] / num_boxes`` (A7).
+
+    Args:
+        inputs: (P, pixels) logits z, floating; only they get gradient.
+        targets: (P, pixels) m in [0, 1], of any dtype.
+        num_boxes: divisor.
+        alpha: ``a_t = alpha m + (1 - alpha)(1 - m)``; below 0 there is no such factor.
+        gamma: exponent.
+
+    Returns:
+        0-dim, in the dtype that inputs and targets promote to.
+
+    Raises:
+        ValueError: shapes that differ or have less than two dimensions.
+    """
+    logits, targets, dtype = _flat(inputs, targets)
+    found, _ = _losses(logits, targets, alpha, gamma)
+    # Upstream averages over the second dimension alone.
+    return (found.sum() * (logits[:1].numel() / inputs.shape[1]) / num_boxes).to(dtype)
+
+
+def dice_loss(inputs: Tensor, targets: Tensor, num_boxes: Tensor | float) -> Tensor:
+    """Dice loss: ``sum_i [1 - (2 sum(p m) + 1) / (sum p + sum m + 1)] / num_boxes``, p the sigmoid (A7).
+
+    Arguments, result and errors are those of `sigmoid_focal_loss`.
+    """
+    logits, targets, dtype = _flat(inputs, targets)
+    _, found = _losses(logits, targets, None, 0.0)
+    return (found.sum() / num_boxes).to(dtype)
+
+
+class MaskTerms(NamedTuple):
+    """Sums over pairs divided by D: 0-dim, or (B,) by image."""
+
+    loss_mask: Tensor
+    loss_dice: Tensor
+
+
+def mask_terms(
+    pred_masks: Tensor,
+    masks: Sequence[Tensor],
+    pairs: Pairs,
+    normaliser: Tensor | float,
+    *,
+    ignore_mask: Tensor | None = None,
+    reduction: str = "sum",
+    sparse: bool | None = None,
+) -> MaskTerms:
+    """Focal and dice losses of the matched masks (A7).
+
+    Args:
+        pred_masks: (B, Q, h, w) logits, floating; only they get gradient.
+        masks: tensors (some, H, W) of all targets in order, bool or number; they count as padded with background at
+            the bottom and the right to the largest H and W.
+        pairs: who belongs to whom.
+        normaliser: D, a number or 0-dim.
+        ignore_mask: (B, Q) bool: pairs of these queries take no part.
+        reduction: "sum": 0-dim; "none": (B,), the share of each image.
+        sparse: whether to work in blocks, without a tensor of all pairs at the large size; default: on the CPU.
+
+    Returns:
+        Both in the dtype of `pred_masks`.
+
+    Raises:
+        ValueError: shapes.
+    """
+    if pred_masks.ndim != 4:
+        raise ValueError(f"pred_masks must have shape (B, Q, h, w), got {tuple(pred_masks.shape)}")
+    if not masks or any(some.ndim != 3 for some in masks):
+        raise ValueError(f"masks must be tensors (some, H, W), got {[tuple(some.shape) for some in masks]}")
+    batch, queries = pred_masks.shape[:2]
+    rows = pairs.rows(queries)
+    logits = pred_masks.flatten(0, 1).index_select(0, rows)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if ignore_mask is not None:
+        ignored = ignore_mask.flatten()[rows]
+        logits = logits.masked_fill(ignored[:, None, None], 0)
+    size = max(some.shape[1] for some in masks), max(some.shape[2] for some in masks)
+    if data_dependent(pred_masks, *masks) if sparse is None else sparse:
+        focal, dice = _ResizedLosses.apply(logits, _Targets(masks, pairs.targets, size))
+    else:
+        padded = torch.cat([_padded(some, size) for some in masks])
+        focal, dice = _in_one(_resized(logits, size).flatten(1), padded[pairs.targets].flatten(1))
+    if ignore_mask is not None:
+        focal, dice = focal.masked_fill(ignored, 0), dice.masked_fill(ignored, 0)
+    if reduction == "none":
+        focal, dice = (loss.new_zeros(batch).index_add(0, pairs.images, loss) for loss in (focal, dice))
+    else:
+        focal, dice = focal.sum(), dice.sum()
+    return MaskTerms(*((loss / normaliser).to(pred_masks.dtype) for loss in (focal, dice)))
+
+
+class _Targets:
+    """Target masks of the pairs, brought to one size where they are asked for."""
+
+    def __init__(self, masks: Sequence[Tensor], targets: Tensor, size: tuple[int, int]) -> None:
+        self.masks, self.size = masks, size
+        self.places = [(image, index) for image, some in enumerate(masks) for index in range(len(some))]
+        self.targets = targets.tolist()
+
+    def __call__(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
+        """(n, H, W) of the pairs from `first` to `last`."""
+        found = torch.empty(last - first, *self.size, dtype=dtype)
+        for own, target in zip(found, self.targets[first:last], strict=True):
+            image, index = self.places[target]
+            mask = self.masks[image][index]
+            height, width = mask.shape
+            own[:height, :width] = mask
+            own[height:] = own[:, width:] = 0
+        return found
+
+
+def _padded(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    return functional.pad(masks, (0, size[1] - masks.shape[2], 0, size[0] - masks.shape[1]))
+
+
+def _resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    return functional.interpolate(logits.unsqueeze(1), size=size, mode="bilinear", align_corners=False).squeeze(1)
+
+
+def _resizing(logits: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Weights (h, H) and (w, W) of `_resized` along each axis: what it makes of unit vectors."""
+    return tuple(
+        functional.interpolate(
+            torch.eye(short, dtype=logits.dtype).unsqueeze(0), size=long, mode="linear", align_corners=False
+        )[0]
+        for short, long in zip(logits.shape[1:], size, strict=True)
+    )
+
+
+def _resized_back(slopes: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
+    """Derivatives (n, h, w) from those by the resized logits (n, H, W).
+
+    Two products of matrices: PyTorch's own backward pass of the resizing takes three times as long on a CPU.
+    """
+    down, across = weights
+    with torch.autocast(slopes.device.type, enabled=False):
+        return down @ slopes @ across.mT
+
+
+def _flat(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, torch.dtype]:
+    if inputs.shape != targets.shape or inputs.ndim < 2:
+        raise ValueError(f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)} must be of one (P, pixels)")
+    dtype = torch.promote_types(inputs.dtype, targets.dtype)
+    return inputs.flatten(1).to(torch.promote_types(dtype, torch.float32)), targets.detach().flatten(1), dtype
+
+
+def _losses(logits: Tensor, targets: Tensor, alpha: float | None, gamma: float) -> tuple[Tensor, Tensor]:
+    if data_dependent(logits, targets):
+        return _Losses.apply(logits, targets, alpha, gamma)
+    return _in_one(logits, targets, -1.0 if alpha is None else alpha, gamma)
+
+
+def _in_one(logits: Tensor, targets: Tensor, alpha: float = ALPHA, gamma: float = GAMMA) -> tuple[Tensor, Tensor]:
+    """Both losses of every row, by autograd: for compilers, which fuse, and accelerators."""
+    targets = targets.to(logits.dtype)
+    p, rest = torch.sigmoid(logits), torch.sigmoid(-logits)
+    losses = _cross_entropy(logits, targets) * torch.lerp(p, rest, targets) ** gamma
+    losses = losses if alpha < 0 else losses * (targets * (2 * alpha - 1) + (1 - alpha))
+    shared, total = (p * targets).sum(1), p.sum(1) + targets.sum(1)
+    return losses.mean(1), 1 - (2 * shared + 1) / (total + 1)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """``max(z, 0) - z m + ln(1 + exp(-|z|))``."""
+    return logits.clamp(min=0) - logits * targets + torch.log1p(torch.exp(-logits.abs()))
+
+
+class _Slopes(NamedTuple):
+    """Derivatives of both losses by the logits of a block."""
+
+    focal: Tensor
+    dice: Tensor
+
+
+def _block(
+    z: Tensor, m: Tensor, alpha: float | None, gamma: float, *, slopes: bool
+) -> tuple[Tensor, Tensor, _Slopes | None]:
+    """Focal and dice loss of rows (n, pixels), and their derivatives; no focal loss where `alpha` is None.
+
+    With p = sigmoid(z), r = sigmoid(-z) and q = 1 - p_t the focal derivative is
+    ``a_t q^(gamma-1) [(p - m) q + gamma bce (1 - 2m) p r]``. Neither q nor p - m is taken as a difference from 1, so a
+    confident pixel keeps all its digits.
+    """
+    pixels = max(1, z.shape[1])
+    p, r = torch.sigmoid(z), torch.sigmoid(-z)
+    numerator = (p * m).sum(1, keepdim=True).mul_(2).add_(1)
+    denominator = (p.sum(1, keepdim=True)).add_(m.sum(1, keepdim=True)).add_(1)
+    dice = 1 - (numerator / denominator).squeeze(1)
+    spread = p * r if slopes else None
+    by_focal = by_dice = None
+    if slopes:
+        by_dice = torch.mul(m, -2 / denominator).add_(numerator / denominator.square()).mul_(spread)
+    if alpha is None:
+        return z.new_zeros(len(z)), dice, _Slopes(z, by_dice) if slopes else None
+
+    # exp(-|z|) from what is there already: the exponential of MKL takes ten times as long as a sigmoid.
+    cross = torch.minimum(p, r).div_(torch.maximum(p, r)).log1p_().add_(z.clamp(min=0)).addcmul_(z, m, value=-1)
+    q = torch.lerp(p, r, m)
+    power = q if gamma == GAMMA else q.pow(gamma - 1)
+    balance = None if alpha < 0 else m.mul(2 * alpha - 1).add_(1 - alpha)
+    if balance is not None:
+        power = power * balance
+    if slopes:
+        away = torch.lerp(p, r.neg_(), m).mul_(q)
+        by_focal = (1 - 2 * m).mul_(cross).mul_(spread).mul_(gamma).add_(away).mul_(power).div_(pixels)
+    focal = cross.mul_(power).mul_(q).sum(1).div_(pixels)
+    return focal, dice, _Slopes(by_focal, by_dice) if slopes else None
+
+
+def _spans(count: int, pixels: int) -> Iterator[tuple[int, int]]:
+    step = max(1, _PIXELS * torch.get_num_threads() // max(1, pixels))
+    return ((first, min(first + step, count)) for first in range(0, count, step))
+
+
+class _Losses(torch.autograd.Function):
+    """(P, pixels) logits and targets -> focal and dice loss of each row (P,)."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor, alpha: float | None, gamma: float) -> tuple[Tensor, Tensor]:
+        focal, dice = logits.new_zeros(2, len(logits)).unbind()
+        wanted = ctx.needs_input_grad[0]
+        slope = torch.empty_like(logits, memory_format=torch.contiguous_format) if wanted else None
+        # One function asks for one of the losses: the other's derivative would never be used.
+        ctx.which = "dice" if alpha is None else "focal"
+        for first, last in _spans(*logits.shape):
+            span = slice(first, last)
+            m = targets[span].to(logits.dtype)
+            focal[span], dice[span], slopes = _block(logits[span], m, alpha, gamma, slopes=wanted)
+            if wanted:
+                slope[span] = getattr(slopes, ctx.which)
+        if wanted:
+            ctx.save_for_backward(slope)
+        return focal, dice
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, by_focal: Tensor, by_dice: Tensor) -> tuple[Tensor, None, None, None]:
+        (slope,) = ctx.saved_tensors
+        grad = by_dice if ctx.which == "dice" else by_focal
+        return slope * grad.unsqueeze(1), None, None, None
+
+
+class _ResizedLosses(torch.autograd.Function):
+    """(P, h, w) logits and their targets at another size -> focal and dice loss of each pair (P,).
+
+    Kept for the backward pass are two tensors (P, h, w).
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: _Targets) -> tuple[Tensor, Tensor]:
+        focal, dice = logits.new_zeros(2, len(logits)).unbind()
+        wanted = ctx.needs_input_grad[0]
+        kept = logits.new_empty(2, *logits.shape) if wanted else None
+        across = _resizing(logits, targets.size) if wanted else None
+        for first, last in _spans(len(logits), targets.size[0] * targets.size[1]):
+            span = slice(first, last)
+            large = _resized(logits[span], targets.size)
+            z, m = large.flatten(1), targets(first, last, logits.dtype).flatten(1)
+            focal[span], dice[span], slopes = _block(z, m, ALPHA, GAMMA, slopes=wanted)
+            if wanted:
+                for own, slope in zip(kept, slopes, strict=True):
+                    own[span] = _resized_back(slope.view(large.shape), across)
+        if wanted:
+            ctx.save_for_backward(kept)
+        return focal, dice
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, by_focal: Tensor, by_dice: Tensor) -> tuple[Tensor, None]:
+        (kept,) = ctx.saved_tensors
+        focal, dice = kept
+        return (focal * by_focal[:, None, None]).addcmul_(dice, by_dice[:, None, None]), None

@@ -1,0 +1,326 @@
+"""Detection criterion of YOLOv8 and later: task-aligned assignment, class BCE, CIoU and distance terms.
+
+Specification: yolo_losses.md, sections 0, 1 and 3. TOOD (Feng et al., 2021), generalised focal loss (Li et al., 2020),
+distance IoU (Zheng et al., 2020).
+
+Nothing of size B x A x C is made beside the gradient of the logits. On the CPU the sparse path decodes the boxes of
+the anchors inside some ground truth, makes probabilities of the logits that the assigner looks at, and computes box
+terms on foreground anchors alone. The static path, for accelerators and torch.compile, decodes every box, a few images
+at a time, and has as many foreground places as the ground truths could ever propose.
+
+Bytes moved for float32 logits on the sparse path: 4 B A (C + share of anchors inside ground truths x 4 R) forward,
+4 B A (2 C + 4 R) backward.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cleanroom.assign._tal_terms import Assignment, Rules, Scene, at_least_float32
+from cleanroom.assign.tal import assign, check_eras, make_rules
+from cleanroom.box_iou import bbox_iou
+from cleanroom.losses._yolo_head import Decoder, Geometry, boxes_around, distances, make_geometry, rows_at
+from cleanroom.losses._yolo_targets import Targets, pad_targets
+from cleanroom.losses.class_bce import class_bce
+from cleanroom.losses.dfl import distribution_focal_loss
+from cleanroom.paths import take_sparse_path
+
+GAINS: Mapping[str, float] = MappingProxyType({"box": 7.5, "cls": 0.5, "dfl": 1.5})
+REDUCTIONS = ("sum", "none")
+REG1_DISTANCES = ("l1", "zero")
+ALPHA, BETA, EPS = 0.5, 6.0, 1e-9  # of the assigner
+
+
+class DetectionLoss(NamedTuple):
+    """Loss and decisions. An anchor whose target score is 0 carries no loss and counts as background."""
+
+    loss: Tensor  # (3,) float32: box, class and distance term, gains in, times B; "none": (B, 3)
+    items: Tensor  # the same, detached, not times B
+    fg_mask: Tensor  # (B, A) bool
+    target_gt_idx: Tensor  # (B, A) int64: rank of the object in its image, 0 for background
+
+
+def v8_detection_loss(
+    boxes: Tensor,
+    scores: Tensor,
+    batch_idx: Tensor,
+    cls: Tensor,
+    bboxes: Tensor,
+    *,
+    levels: Sequence[Sequence[int]],
+    strides: Sequence[float],
+    num_classes: int,
+    reg_max: int = 16,
+    gains: Mapping[str, float] = GAINS,
+    topk: int = 10,
+    topk2: int | None = None,
+    class_weights: Tensor | Sequence[float] | None = None,
+    reduction: str = "sum",
+    ignore_mask: Tensor | None = None,
+    max_objects: int | None = None,
+    anchor_dtype: torch.dtype | None = None,
+    small_box: str = "min_side",
+    edge_round_trip: bool = True,
+    ciou_alpha: str = "stable",
+    reg1_distance: str = "l1",
+    path: str = "auto",
+) -> DetectionLoss:
+    """Loss of a batch of B images with A anchors, C classes and R bins a side; gradient to `boxes` and `scores`.
+
+    With T the target scores, S = max(sum T, 1) over the batch: ``box sum T (1 - CIoU)/S``, ``cls sum bce/S`` over all
+    anchors and classes, ``dfl sum T DFL/S``; where R = 1, instead of DFL, the mean distance of the sides as shares of
+    the image. Half dtypes: decisions in them, everything after in float32.
+
+    Args:
+        boxes: (B, 4 R, A) logits of the distances left, top, right, bottom, side by side; R = 1: distances in cells.
+        scores: (B, C, A) class logits.
+        batch_idx: (n,) or (n, 1) image of each object, ascending; any real dtype.
+        cls: (n,) or (n, 1) class of each object; any real dtype, truncated. -C ... -1 read the score of class C + label
+            and are trained as class 0.
+        bboxes: (n, 4) centre x, centre y, width, height as shares of the image. An object whose corner coordinates do
+            not sum up to more than 0 is ignored.
+        levels: (rows, columns) of every level; the image is as large as the first, times its stride.
+        strides: pixels a cell of every level.
+        num_classes, reg_max: C and R.
+        gains: factors "box", "cls" and "dfl".
+        topk, topk2: see `task_aligned_assign`.
+        class_weights: (C,) factor of each class in the class term, positives and negatives alike.
+        reduction: "sum", or "none" for the contribution of each image; their sum is the usual value.
+        ignore_mask: (B, A) bool; True: the anchor takes no part in any term, nor in S. It is assigned all the same.
+        max_objects: rows of ground truths an image; default: what the fullest image has, on the static path n.
+        anchor_dtype: dtype of the anchor grid; default: that of `boxes`.
+        small_box, edge_round_trip, ciou_alpha: eras of the assigner, see `task_aligned_assign`.
+        reg1_distance: the third term where R = 1: "l1" (8.4.0 on) or "zero".
+        path: "auto", "sparse" or "static"; static has no shape that depends on values.
+
+    Raises:
+        ValueError: a shape or setting is wrong; on the sparse path, what `pad_targets` says of `batch_idx`.
+        TypeError: `boxes` or `scores` are not floating.
+        IndexError: on the sparse path, `cls` of an object that contains an anchor is outside [-C, C).
+    """
+    _check(boxes, scores, batch_idx, cls, bboxes, levels, strides, num_classes, reg_max, ignore_mask)
+    _check_settings(gains, reduction, reg1_distance)
+    eras = check_eras(strides, small_box, edge_round_trip, ciou_alpha)
+    sparse = take_sparse_path(path, boxes, scores, bboxes)
+    images, _, anchors = scores.shape
+    geometry = make_geometry(levels, strides, anchor_dtype or boxes.dtype, boxes.device)
+    targets = pad_targets(batch_idx, cls, bboxes, images, geometry.size, max_objects=max_objects, sparse=sparse)
+    objects = targets.labels.shape[1]
+    rules = make_rules(topk, topk2, anchors, ALPHA, BETA, EPS, eras) if images and objects else None
+    decoder = Decoder(boxes.detach(), geometry, reg_max)
+    assigned = _assign(scores.detach(), targets, decoder, rules, sparse=sparse)
+    score, index = assigned.score, assigned.gt_index
+    if ignore_mask is not None:
+        score = score.masked_fill(ignore_mask, 0)
+
+    normaliser = score.sum().clamp(min=1)
+    if class_weights is not None:
+        class_weights = torch.as_tensor(class_weights, device=scores.device)
+    class_term = class_bce(
+        scores.transpose(1, 2),
+        targets.labels.gather(1, index).clamp_(min=0) if objects else index,
+        score.to(scores.dtype),
+        normaliser,
+        class_weights=class_weights,
+        ignore_mask=ignore_mask,
+        reduction=reduction,
+    )
+    foreground = _foreground(score, None if sparse else len(bboxes) * min(topk, topk2 or topk))
+    row = index[foreground.image, foreground.anchor] + foreground.image * objects
+    box_term, distance_term = (
+        _reduced(term, foreground.image, images, reduction) / normaliser
+        for term in _foreground_terms(
+            boxes,
+            foreground,
+            targets.boxes.flatten(0, 1).index_select(0, row),
+            geometry,
+            reg_max,
+            ciou_alpha,
+            reg1_distance,
+            sparse,
+        )
+    )
+    terms = (box_term, gains["box"]), (class_term, gains["cls"]), (distance_term, gains["dfl"])
+    items = torch.stack([term.float() * gain for term, gain in terms], -1)
+    return DetectionLoss(items * images, items.detach(), assigned.foreground, index)
+
+
+class v8DetectionLoss:  # noqa: N801 - upstream's name
+    """Drop-in for ``ultralytics.utils.loss.v8DetectionLoss``: its constructor and call; see `v8_detection_loss`.
+
+    `model` is what upstream asks for: `model.args` with the gains `box`, `cls` and `dfl`, read at each call; the head
+    `model.model[-1]` with `stride`, `nc` and `reg_max`; optionally `model.class_weights`. `settings` are this
+    library's: `max_objects`, the eras and `path`.
+    """
+
+    def __init__(self, model: Any, tal_topk: int = 10, tal_topk2: int | None = None, **settings: Any) -> None:
+        head = model.model[-1]
+        self.hyp = model.args
+        self.settings = {
+            "strides": [float(stride) for stride in head.stride],
+            "num_classes": head.nc,
+            "reg_max": head.reg_max,
+            "topk": tal_topk,
+            "topk2": tal_topk2,
+            "class_weights": getattr(model, "class_weights", None),
+            **settings,
+        }
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """Names of the items."""
+        return "box_loss", "cls_loss", "dfl_loss" if self.settings["reg_max"] > 1 else "l1_loss"
+
+    def __call__(self, preds: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss (3,) times B, to be summed and differentiated, and the items by name, detached, not times B.
+
+        Args:
+            preds: dict with `boxes`, `scores` and `feats`, or a 2-tuple whose second element is that dict.
+            batch: `batch_idx`, `cls` and `bboxes`.
+
+        Raises:
+            TypeError: `preds` is neither; else as `v8_detection_loss`.
+        """
+        result = self.evaluate(preds, batch)
+        return result.loss, dict(zip(self.names, result.items.unbind(-1), strict=True))
+
+    def evaluate(self, preds: Any, batch: Mapping[str, Tensor], **settings: Any) -> DetectionLoss:
+        """The call's result with the decisions; `settings` are `reduction` and `ignore_mask`."""
+        preds = preds[1] if isinstance(preds, tuple) else preds
+        if not isinstance(preds, Mapping):
+            raise TypeError(f"preds must be a dict, or a 2-tuple with a dict, got {type(preds).__name__}")
+        gains = {"box": self.hyp.box, "cls": self.hyp.cls, "dfl": self.hyp.dfl}
+        return v8_detection_loss(
+            preds["boxes"],
+            preds["scores"],
+            batch["batch_idx"],
+            batch["cls"],
+            batch["bboxes"],
+            levels=[tuple(level.shape[-2:]) for level in preds["feats"]],
+            gains=gains,
+            anchor_dtype=preds["feats"][0].dtype,
+            **self.settings,
+            **settings,
+        )
+
+
+@torch.no_grad()
+def _assign(scores: Tensor, targets: Targets, decoder: Decoder, rules: Rules | None, *, sparse: bool) -> Assignment:
+    """Assign; boxes are decoded, and probabilities made, of what the assigner looks at."""
+    images, _, anchors = scores.shape
+    if rules is None:
+        none = scores.new_zeros((images, anchors), dtype=at_least_float32(scores.dtype))
+        return Assignment(none.bool(), none.long(), none)
+    pixels = decoder.geometry.points * decoder.geometry.strides
+    scene = Scene(
+        scores.transpose(1, 2),
+        decoder.buffers() if sparse else decoder.all(),
+        pixels.to(at_least_float32(pixels.dtype)),
+        targets.labels,
+        targets.boxes,
+        targets.valid,
+        logits=True,
+        decode=decoder.at if sparse else None,
+    )
+    try:
+        found = assign(scene, rules, sparse=sparse)
+    except IndexError as error:  # of a label; the argument has another name here
+        raise IndexError(f"cls: {error}") from None
+    foreground = found.score > 0
+    return Assignment(foreground, torch.where(foreground, found.gt_index, 0), found.score)
+
+
+class _Foreground(NamedTuple):
+    """Places of foreground anchors; on the static path others follow them, with weight 0."""
+
+    image: Tensor  # (N,)
+    anchor: Tensor  # (N,), no anchor of an image twice
+    weight: Tensor  # (N,) target score
+
+
+def _foreground(score: Tensor, slots: int | None) -> _Foreground:
+    """The foreground of target scores (B, A), in `slots` places if that is given: no more are ever needed."""
+    anchors = score.shape[1]
+    score = score.flatten()
+    if slots is None:
+        place = (score > 0).nonzero()[:, 0]
+    else:
+        place = (score > 0).byte().sort(descending=True, stable=True).indices[:slots]
+    return _Foreground(place // anchors, place % anchors, score.index_select(0, place))
+
+
+def _foreground_terms(
+    boxes: Tensor,
+    foreground: _Foreground,
+    target: Tensor,
+    geometry: Geometry,
+    reg_max: int,
+    ciou_alpha: str,
+    reg1_distance: str,
+    sparse: bool,
+) -> tuple[Tensor, Tensor]:
+    """Weighted box and distance term (N,) of foreground anchors, whose target boxes (N, 4) are in pixels."""
+    _, anchor, weight = foreground
+    rows = rows_at(boxes, foreground.image, anchor)
+    # Gradients of bins beside the expectation are what is left of a cancellation. The rows are few: on the CPU twice
+    # the digits cost next to nothing.
+    rows = rows.to(torch.float64 if sparse else at_least_float32(rows.dtype))
+    # A place without foreground may hold NaN, whose gradient would be NaN although its weight is 0.
+    rows = torch.where((weight > 0)[:, None], rows, 0)
+    points, strides = geometry.points[anchor], geometry.strides[anchor]
+    target = target / strides
+    sides = distances(rows, reg_max)
+    overlap = bbox_iou(boxes_around(points, sides), target, xywh=False, CIoU=True, ciou_alpha=ciou_alpha)[:, 0]
+    wanted = torch.cat((points - target[:, :2], target[:, 2:] - points), 1)
+    if reg_max > 1:
+        distance = distribution_focal_loss(rows.unflatten(1, (4, reg_max)), wanted)
+    elif reg1_distance == "l1":
+        size = torch.tensor([*geometry.size, *geometry.size], dtype=sides.dtype, device=sides.device)
+        distance = ((sides - wanted).abs() * strides / size).mean(1)
+    else:
+        distance = torch.zeros_like(overlap)
+    return weight * (1 - overlap), weight * distance
+
+
+def _reduced(terms: Tensor, image: Tensor, images: int, reduction: str) -> Tensor:
+    """Sum of terms (N,), or of each image's."""
+    return terms.sum() if reduction == "sum" else terms.new_zeros(images).index_add(0, image, terms)
+
+
+def _check(boxes, scores, batch_idx, cls, bboxes, levels, strides, num_classes, reg_max, ignore_mask) -> None:
+    for name, tensor in (("boxes", boxes), ("scores", scores)):
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be floating, got {tensor.dtype}")
+        if tensor.dim() != 3:
+            raise ValueError(f"{name} must be (B, channels, A), got {tuple(tensor.shape)}")
+    if reg_max < 1:
+        raise ValueError(f"reg_max must be at least 1, got {reg_max}")
+    images, _, anchors = scores.shape
+    if len(levels) == 0 or len(levels) > len(strides):
+        raise ValueError(f"levels must be one or more, with a stride each: got {len(levels)}, {len(strides)} strides")
+    if sum(rows * columns for rows, columns in levels) != anchors:
+        raise ValueError(f"levels must have {anchors} cells, as scores have anchors, got {[tuple(x) for x in levels]}")
+    objects = len(bboxes)
+    for name, tensor, shapes in (
+        ("scores", scores, [(images, num_classes, anchors)]),
+        ("boxes", boxes, [(images, 4 * reg_max, anchors)]),
+        ("bboxes", bboxes, [(objects, 4)]),
+        ("batch_idx", batch_idx, [(objects,), (objects, 1)]),
+        ("cls", cls, [(objects,), (objects, 1)]),
+        *([] if ignore_mask is None else [("ignore_mask", ignore_mask, [(images, anchors)])]),
+    ):
+        if tuple(tensor.shape) not in shapes:
+            raise ValueError(f"{name} must have shape {shapes[0]}, got {tuple(tensor.shape)}")
+    if ignore_mask is not None and ignore_mask.dtype != torch.bool:
+        raise TypeError(f"ignore_mask must be bool, got {ignore_mask.dtype}")
+
+
+def _check_settings(gains: Mapping[str, float], reduction: str, reg1_distance: str) -> None:
+    if missing := [name for name in GAINS if name not in gains]:
+        raise ValueError(f"gains has no {', '.join(missing)}")
+    for name, value, known in (("reduction", reduction, REDUCTIONS), ("reg1_distance", reg1_distance, REG1_DISTANCES)):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {known}, got {value!r}")

@@ -1,0 +1,50 @@
+"""`yolox_l1`: L1 term of YOLOX and its target for a given assignment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from cases.case import Case
+from cleanroom.losses.yolox import yolox_l1
+from harness.operation import Input, Operation, Output, Setting, Tensors, Upstream
+
+
+def _torch(**arguments: Any) -> dict[str, Tensor]:
+    return yolox_l1(**arguments)._asdict()
+
+
+def minimum_bytes(case: Case, outputs: Tensors) -> int:
+    """The mask, and what foreground anchors have: raw values, row, cell; and the targets."""
+    mask, raw = case.tensors["fg_mask"], case.tensors["origin_preds"]
+    each = 4 * raw.element_size() + case.tensors["matched_gt"].element_size() + 3 * raw.element_size()
+    return mask.nbytes + int(mask.sum()) * each + sum(output.nbytes for output in outputs.values())
+
+
+OPERATION = Operation(
+    name="yolox_l1",
+    summary="L1 distance of raw box values to those that would decode to the matched box",
+    source="spec/yolox_losses.md sections 3.3 and 3.4",
+    inputs=(
+        Input("origin_preds", "(B, N, 4)", "floating", "raw box values"),
+        Input("fg_mask", "(B, N)", "bool", "foreground anchors"),
+        Input("matched_gt", "(B, N)", "int64", "ground-truth row of each foreground anchor"),
+        Input("gt_boxes", "(B, M, 4)", "floating", "ground truths, cxcywh in pixels"),
+        Input("strides", "(1, N)", "floating", "stride of each anchor in pixels"),
+        Input("x_shifts", "(1, N)", "floating", "column of each anchor in its level"),
+        Input("y_shifts", "(1, N)", "floating", "row of each anchor in its level"),
+    ),
+    settings=(Setting("autocast", None, "dtype under whose autocast both sides run"),),
+    outputs=(
+        Output("loss_l1", "()", "of origin_preds", "summed and divided by the foreground anchors"),
+        Output("l1_target", "(F, 4)", "of origin_preds", "targets of the foreground anchors in order"),
+    ),
+    upstreams={"yolox": Upstream()},
+    candidates={"torch": _torch},
+    predictions=("origin_preds",),
+    gradients=("origin_preds",),
+    moved=("origin_preds", "gt_boxes"),
+    minimum_bytes=minimum_bytes,
+    workloads=("coco-b1", "coco-b16"),
+)
