@@ -1,6 +1,7 @@
 """Cases of the box loss: predictions of every anchor, and targets of which the foreground's matter."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cases import boxes as box_kinds
 from cases import detection
 from cases.anchor_targets import FOREGROUNDS, AnchorTargets, anchor_targets
 from cases.boxes import drawn
@@ -31,10 +33,17 @@ def cases(draw: st.DrawFn, *, dtypes: Sequence[str] = ("float32",)) -> Case:
     """Draw a case in one of `dtypes`; half predictions stand beside float32 targets, as in training, mostly."""
     pick = drawn(draw)
     dtype = pick.choice(dtypes)
-    scene = draw_scene(pick, dtype=dtype, empty_batch=True)
+    # The slopes of boxes without area leave the range of float16.
+    steep = dtype == "float16"
+    kinds = [kind for kind in box_kinds.KINDS if not steep or kind not in ("zero-area", "inverted")]
+    scene = draw_scene(pick, dtype=dtype, boxes=kinds, empty_batch=True)
+    if dtype == "float64" and scene.prediction == "saturated":
+        # Upstream's own releases part in the last digits that 1 - p has left: until 8.4.112 they summed two entropies.
+        tags = scene.tags - {"prediction-saturated"} | {"prediction-late"}
+        scene = replace(scene, prediction="late", tags=tags)
     targets = anchor_targets(scene, pick.choice(FOREGROUNDS))
     mixed = dtype in ("float16", "bfloat16") and pick.choice((True, True, False))
-    shaped, extreme = pick.choice((True, False, False)), pick.choice(_RARELY)
+    shaped, extreme = pick.choice((True, False, False)) and not steep, pick.choice(_RARELY)
     settings = _settings(scene, pick.choice(detection.REG_MAX))
     case = build(
         scene,
@@ -100,7 +109,9 @@ def build(
     }
     tags = common_tags(scene, dtype) | {f"reg-max-{settings['reg_max']}", f"foreground-{_amount(targets)}"}
     tags |= {name for name, said in (("mixed-dtype", mixed), ("shaped", shaped), ("extreme", extreme)) if said}
-    if spoil(scene.prediction, seed, found.aims, {name: tensors[name] for name in ("pred_dist", "pred_bboxes")}):
+    places = {name: tensors[name] for name in ("pred_dist", "pred_bboxes")}
+    # Upstream rejects some distances that are bfloat16: one reason at a time.
+    if wide != torch.bfloat16 and spoil(scene.prediction, seed, found.aims, places):
         tags.add("non-finite")
     return Case("bbox_loss", tensors, settings, origin, frozenset(tags))
 

@@ -34,9 +34,7 @@ def cases(draw: st.DrawFn, *, dtypes: Sequence[str] = ("float32",)) -> Case:
     # Pairs of related boxes, of which some lose their partner.
     first, second, kinds = pairs(seed, max(rows, columns), size=size, whole=size > 1 and pick.choice((False, True)))
     other = pick.choice((dtype, dtype, dtype, "float32", "int64"))
-    case = build(
-        first[:rows], second[:columns], dtype, f"drawn:bboxes_iou/{STRATEGY_VERSION}", xyxy, other, kinds
-    )
+    case = build(first[:rows], second[:columns], dtype, f"drawn:bboxes_iou/{STRATEGY_VERSION}", xyxy, other, kinds)
     if pick.choice(_RARELY) and rows:
         case.tensors["bboxes_a"][seed % rows, seed % 4] = pick.choice((torch.nan, torch.inf))
         case = Case(case.operation, case.tensors, case.settings, case.origin, case.tags | {"non-finite"})

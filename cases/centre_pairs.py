@@ -33,7 +33,7 @@ def _shared_edge(rng: Rng, box: np.ndarray) -> np.ndarray:
 
 
 def _flat(rng: Rng, box: np.ndarray) -> np.ndarray:
-    return np.append(box[:2], np.where(rng.permutation((True, rng.random() < 0.5)), 0, box[2:]))  # noqa: FBT003
+    return np.append(box[:2], np.where(rng.permutation((True, rng.random() < 0.5)), 0, box[2:]))
 
 
 def _inverted(rng: Rng, box: np.ndarray) -> np.ndarray:
@@ -86,6 +86,6 @@ def pairs(seed: int, count: int, *, size: float, whole: bool) -> tuple[np.ndarra
             kind = "flat-target"
         first[row], second[row] = box, other
         seen.add(kind)
-    swap = rng.random(count) < 0.5  # noqa: PLR2004 - either side
+    swap = rng.random(count) < 0.5
     first[swap], second[swap] = second[swap], first[swap].copy()
     return first, second, seen

@@ -37,6 +37,9 @@ def cases(draw: st.DrawFn, *, dtypes: Sequence[str] = ("float32",)) -> Case:
     dtype = pick.choice(dtypes)
     rows, bins = pick.choice(_ROWS), pick.choice(_BINS)
     logits, distances = pick.choice(_LOGIT_KINDS), pick.choice(_DISTANCES)
+    if dtype == "float64" and logits == "saturated":
+        # Upstream's own releases part in the last digits that 1 - p has left: until 8.4.112 they summed two entropies.
+        logits = "network"
     mixed = dtype in ("float16", "bfloat16") and pick.choice((True, True, False))
     spoiled, seed = pick.choice(_SPOILED), pick.integer(0, 2**16 - 1)
     rng = np.random.default_rng(seed)
@@ -44,10 +47,12 @@ def cases(draw: st.DrawFn, *, dtypes: Sequence[str] = ("float32",)) -> Case:
     target = _distances(rng, distances, rows, bins)
     tags = {f"logits-{logits}", f"distances-{distances}", f"bins-{bins}"}
     tags |= {"empty"} if not rows else set()
-    if rows and spoiled:
+    # Upstream rejects some distances that are bfloat16: one reason at a time.
+    spoilable = rows and (dtype != "bfloat16" or mixed)
+    if spoilable and spoiled:
         values[rng.integers(4 * rows), rng.integers(bins)] = np.nan if spoiled == "nan" else np.inf
         tags |= {"non-finite", spoiled}
-    if rows and pick.choice(_MINUS_INF):
+    if pick.choice(_MINUS_INF) and spoilable:
         values[rng.integers(4 * rows), rng.integers(bins)] = -np.inf
         tags |= {"non-finite", "minus-infinite"}
     case = build(values, target, dtype, mixed, f"drawn:dfl_loss/{STRATEGY_VERSION}", tags)

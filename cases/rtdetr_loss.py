@@ -324,11 +324,12 @@ def _positive_beyond(tensors: dict[str, Tensor], _: dict[str, Any]) -> bool:
 
 
 def _half_boxes(tensors: dict[str, Tensor], _: dict[str, Any]) -> bool:
-    # What upstream rejects ours answers, which must be finite.
+    # What upstream rejects ours answers, which must be finite: no slope of a box without area beyond float16 either.
     if not all(bool(value.isfinite().all()) for value in tensors.values()):
         return False
     for name in ("pred_bboxes", "bboxes", "dn_bboxes"):
         if name in tensors:
+            tensors[name][..., 2:] = tensors[name][..., 2:].abs().clamp(min=0.05)
             tensors[name] = tensors[name].to(torch.float16)
     return len(tensors["cls"]) > 0
 

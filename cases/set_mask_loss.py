@@ -136,8 +136,8 @@ def pinned_cases() -> Iterator[tuple[str, Case]]:
     )
     yield "all-background", case(set(), masks=torch.zeros_like(masks))
     yield "numbers-as-masks", case({"soft-masks"}, masks=masks.float())
-    yield "saturated", case({"saturated"}, pred_masks=logits.sign() * 30)
-    yield "far-saturated", case({"saturated", "extreme"}, pred_masks=logits.sign() * 1e3)
+    yield "saturated", case({"saturated"}, pred_masks=logits * 20)
+    yield "far-saturated", case({"saturated", "extreme"}, pred_masks=logits * 1e3)
     poisoned = logits.clone()
     poisoned[0, 2, 1, 1] = torch.nan
     yield "nan-logit", case({"non-finite"}, pred_masks=poisoned)

@@ -132,7 +132,8 @@ def masks(
     """
     rng = np.random.default_rng([scene.seed, 5])
     spread = {"late": 0.5, "mid": 1.0, "saturated": 0.0}.get(scene.prediction, 2.0)
-    rise = {"late": 6.0, "mid": 2.0, "saturated": 30.0, "uniform": 0.0}.get(scene.prediction, 0.5)
+    # Beyond 14 a gradient of nothing but saturated pixels is what float64 rounds of it.
+    rise = {"late": 6.0, "mid": 2.0, "saturated": 14.0, "uniform": 0.0}.get(scene.prediction, 0.5)
     logits = spread * rng.standard_normal((*aims.shape, *small))
     height, width = (max(sizes[image][axis] for image in range(len(sizes))) for axis in (0, 1))
     every = []

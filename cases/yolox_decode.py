@@ -81,7 +81,10 @@ def pinned_cases() -> Iterator[tuple[str, Case]]:
 
     yield "worked-example", case(wave_rows(2).float(), {"float32", "worked-example"})
     wide = torch.zeros(1, 6, 1, 300, dtype=torch.bfloat16)
-    yield "columns-of-bfloat16", Case("yolox_decode", {"raw0": wide}, {"strides": [8]}, "pinned", frozenset({"bfloat16"}))
+    yield (
+        "columns-of-bfloat16",
+        Case("yolox_decode", {"raw0": wide}, {"strides": [8]}, "pinned", frozenset({"bfloat16"})),
+    )
     overflow = wave_rows().half()
     overflow[0, 5, 2] = 11.0
     yield "overflow-of-float16", case(overflow, {"float16", "extreme"})

@@ -7,6 +7,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cases import boxes as box_kinds
 from cases import yolox_head
 from cases.boxes import drawn
 from cases.case import DTYPES, Case
@@ -28,13 +29,16 @@ def cases(draw: st.DrawFn, *, dtypes: Sequence[str] = ("float32",)) -> Case:
     """Draw a case in one of `dtypes`."""
     pick = drawn(draw)
     dtype = pick.choice(dtypes)
-    scene = draw_scene(pick, dtype=dtype, labels=("fractional", "fraction-below-zero"))
+    use_l1 = pick.choice((False, True))
+    # The L1 target of a negative side is NaN, beside which nothing else of the total would show.
+    kinds = [kind for kind in box_kinds.KINDS if not use_l1 or kind != "inverted"]
+    scene = draw_scene(pick, dtype=dtype, boxes=kinds, labels=("fractional", "fraction-below-zero"))
     label_dtype = pick.choice((dtype, dtype, dtype, "float32" if dtype != "float64" else dtype))
     case = build(
         scene,
         dtype,
         f"drawn:yolox_loss/{STRATEGY_VERSION}",
-        use_l1=pick.choice((False, True)),
+        use_l1=use_l1,
         autocast=yolox_head.autocast(pick, dtype),
         label_dtype="int64" if pick.choice(_RARELY) else label_dtype,
         extra=pick.choice((0, 0, 1, 2)),
@@ -184,6 +188,16 @@ def pinned_cases() -> Iterator[tuple[str, Case]]:
         mixed = example().tensors["labels"]
         yield f"worked-example-{dtype}-float32-labels", case({"mixed-dtype", "tie"}, dtype=dtype, labels=mixed)
     yield "no-ground-truth", case({"no-ground-truth"}, example(()))
+    none = example(())
+    yield (
+        "no-ground-truth-half-maps",
+        case(
+            {"mixed-dtype", "divergence:yolox-no-ground-truth-dtype"},
+            none,
+            dtype="bfloat16",
+            labels=none.tensors["labels"],
+        ),
+    )
     yield "no-label-rows", case({"no-ground-truth"}, example((), rows=0))
     yield "one-empty-image", case({"empty-image"}, example(images=2))
     # Twins differ in nothing but their row.
@@ -206,8 +220,9 @@ def pinned_cases() -> Iterator[tuple[str, Case]]:
     for raw in (flat.tensors["raw0"], flat.tensors["raw1"]):
         raw[:, :2], raw[:, 2:4] = 0.5, -200.0
     yield "zero-area-on-zero-area", case({"zero-area", "divergence:yolox-undefined-overlap"}, flat, use_l1=False)
-    yield "zero-width-l1-float16", case(
-        {"zero-area", "divergence:yolox-undefined-overlap"}, example(((0, 12, 12, 0, 0),)), dtype="float16"
+    yield (
+        "zero-width-l1-float16",
+        case({"zero-area", "divergence:yolox-undefined-overlap"}, example(((0, 12, 12, 0, 0),)), dtype="float16"),
     )
     spoilt = example()
     spoilt.tensors["raw0"][0, 4, 0, 3] = torch.inf

@@ -46,7 +46,7 @@ def make_anchors(
 def _sizes(feats: Sequence[Tensor] | Tensor) -> tuple[list[list[int]], Tensor]:
     """Rows and columns of every map, and the tensor whose dtype and device count."""
     if isinstance(feats, Tensor):
-        if feats.ndim != 2 or feats.shape[1] != 2 or not len(feats):  # noqa: PLR2004 - rows and columns of each map
+        if feats.ndim != 2 or feats.shape[1] != 2 or not len(feats):
             raise ValueError(f"feats must be sizes (L, 2) or a sequence of maps, got shape {tuple(feats.shape)}")
         sizes = [[int(side) for side in size] for size in feats.tolist()]
         if min(map(min, sizes)) < 0:
@@ -57,7 +57,7 @@ def _sizes(feats: Sequence[Tensor] | Tensor) -> tuple[list[list[int]], Tensor]:
     if not feats:
         raise ValueError("feats is empty")
     for position, feat in enumerate(feats):
-        if feat.ndim != 4:  # noqa: PLR2004 - (B, C, h, w)
+        if feat.ndim != 4:
             raise ValueError(f"feats[{position}] must be (B, C, h, w), got shape {tuple(feat.shape)}")
     return [list(feat.shape[2:]) for feat in feats], feats[0].detach()
 

@@ -1,16 +1,19 @@
 """IoU, GIoU, DIoU and CIoU of pairs of boxes, with their gradients (specification: boxes.md, section 9).
 
 After Rezatofighi et al. (GIoU), arXiv:1902.09630, and Zheng et al. (DIoU and CIoU), arXiv:1911.08287 and 2005.03572.
-Values come in the evaluation order of the specification, bit for bit in float32 and float64. Gradients are written
-down rather than recorded: pairs are worked on in blocks that stay in the cache, and the forward pass leaves nothing
-for the backward pass but the derivatives, 4 numbers a pair and box that asks for them.
+Gradients are written down rather than recorded: nothing but the boxes is kept for the backward pass, which takes the
+pairs in blocks that stay in the cache. Values and, where no box is broadcast, gradients come in the order of operations
+of the specification and of its differentiation by autograd, so that float32 and float64 results have upstream's bits.
 
-Derivatives of one pair, I = w_I h_I the intersection, U the union, H the hull (enclosing box), g the derivative of
-the value by its index: ``g_U = -IoU/U`` (GIoU: ``+ 1/|H|``), ``g_I = 1/U - g_U``, ``g_(w_I) = g_I h_I``, ``g_(w_H) =
-2 w_H d/c^2`` with d the distance term and c^2 the diagonal (GIoU: ``(o - 1)/|H| h_H`` with o the part of the hull
-outside of the union). A side of the intersection or the hull belongs to the box whose corner it ends at, to both by
-half in a tie. Centres get ``-+ shift/(2 c^2)``; sizes get ``g_U`` times the other size, and by the aspect term
-``+-alpha 8/pi^2 (angle' - angle) / (1 + (w/h)^2)`` through w/h, with alpha a constant.
+With g the gradient of the value, I the intersection of sides w_I, h_I, U the union, H the hull (the enclosing box) of
+diagonal c, d the distance term and v the aspect term, the gradients by each are
+
+    IoU     g_U = -g (IoU/U),  g_I = g/U - g_U,  g_(w_I) = g_I h_I where the sides meet
+    GIoU    g_U += g/|H|,  g_|H| = (g (1 - |U|/|H|) - g) / |H|
+    DIoU    g_(w_H) = g (d/c^2) 2 w_H,  and -+ g shift / (2 c^2) for every corner
+    CIoU    g_angle = +- g alpha 8/pi^2 (angle' - angle),  g_(w/h) = g_angle / (1 + (w/h)^2),  alpha a constant
+
+A side of the intersection or of the hull ends at corners of either box; in a tie each of them gets half.
 """
 
 from typing import NamedTuple
@@ -58,12 +61,12 @@ def bbox_iou(
         xywh: boxes are (centre x, centre y, width, height), else corners (x1, y1, x2, y2).
         GIoU, DIoU, CIoU: which relative; CIoU before DIoU before GIoU where several are set.
         eps: added to the union, to heights given by corners, and to every other denominator.
-        ciou_alpha: "stable" for ultralytics from 8.4.144, "legacy" for the releases before; see `complete_iou`.
+        ciou_alpha: "stable" for ultralytics from 8.4.144, "legacy" for the releases before; see `overlap`.
 
     Returns:
-        The broadcast shape with last size 1, in the promoted dtype (of integers: the default dtype), differentiable
-        once. NaN where upstream's is but for half dtypes: any NaN coordinate, an infinite corner (IoU: 0), and CIoU of a
-        point in xywh form, whose width over height is 0/0.
+        The broadcast shape with last size 1, in the promoted dtype (of integers: the default dtype); differentiable
+        once. It is NaN where a coordinate is, where a corner is infinite (IoU in corner form: 0), and for CIoU of a
+        point in centre form, whose width over height is 0/0.
 
     Raises:
         ValueError: a last size is not 4, shapes do not broadcast, or `ciou_alpha` is unknown.
@@ -73,10 +76,8 @@ def bbox_iou(
     _check(box1, box2, rule)
     dtype = torch.promote_types(box1.dtype, box2.dtype)
     dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
-    if torch.compiler.is_compiling():  # the compiler fuses, and differentiates, the plain formula
-        terms = (_terms(planes(box.to(_at_least_float32(dtype))), rule) for box in (box1, box2))
-        return _overlap(*terms, rule).value.unsqueeze(-1).to(dtype)
-    if torch.is_grad_enabled() and (box1.requires_grad or box2.requires_grad):
+    tracked = torch.is_grad_enabled() and (box1.requires_grad or box2.requires_grad)
+    if tracked and not torch.compiler.is_compiling():  # a compiler fuses and differentiates the plain formula
         return _Overlap.apply(box1, box2, rule, dtype)
     return _values(box1, box2, rule, dtype)
 
@@ -94,66 +95,42 @@ def _copied(box: Tensor, dim: int) -> tuple[Tensor, ...]:
 
 
 class _Overlap(torch.autograd.Function):
-    """`_pairwise` with what autograd needs to know of it."""
+    """`_values` with its gradient."""
 
     @staticmethod
     def forward(ctx, box1: Tensor, box2: Tensor, rule: Rule, dtype: torch.dtype) -> Tensor:
-        value, derivatives = _pairwise(box1, box2, rule, dtype, ctx.needs_input_grad[:2])
-        ctx.save_for_backward(*derivatives)
-        ctx.boxes = [(box.shape, box.dtype) for box in (box1, box2)]
-        return value
+        ctx.save_for_backward(box1, box2)
+        ctx.rule, ctx.dtype = rule, dtype
+        return _values(box1, box2, rule, dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        pairs = zip(ctx.saved_tensors, ctx.boxes, strict=True)
-        return *(None if d is None else _scaled(d, grad, *box) for d, box in pairs), None, None
+        boxes, wanted = ctx.saved_tensors, ctx.needs_input_grad
+        (one, two), pairs = _aligned(*boxes)
+        grad = grad.reshape(pairs)
+        whole = [
+            grad.new_empty((4, *pairs), dtype=_at_least_float32(ctx.dtype)) if want else None for want in wanted[:2]
+        ]
+        for rows in _blocks(pairs, grad.device):
+            parts = (box if rows is None or len(box) == 1 else box[rows] for box in (one, two))
+            first, second = (_terms(planes(part.to(_at_least_float32(ctx.dtype))), ctx.rule) for part in parts)
+            slopes = _slopes(grad if rows is None else grad[rows], first, second, ctx.rule)
+            for own, other, sign, planar in ((first, second, 1, whole[0]), (second, first, -1, whole[1])):
+                if planar is not None:
+                    result = planar if rows is None else planar[:, rows]
+                    _write_gradient(slopes, own, other, sign, ctx.rule, result)
+        gradients = [None if p is None else _interleaved(p, box) for p, box in zip(whole, boxes, strict=True)]
+        return *gradients, None, None
 
 
-def _scaled(derivatives: Tensor, grad: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """(4, ...) derivatives of each pair times (..., 1) as the gradient of boxes of `shape`, summed over broadcast dims."""
-    result = torch.empty(shape, dtype=dtype, device=grad.device)
-    if result.numel() == derivatives.numel():
-        torch.mul(derivatives.view(4, *shape[:-1]).movedim(0, -1), grad.view(*shape[:-1], 1), out=result)
-        return result
-    for coordinate, derivative in zip(result.unbind(-1), derivatives, strict=True):
-        coordinate.copy_((derivative.view(grad.shape[:-1]) * grad.squeeze(-1)).sum_to_size(shape[:-1]))
-    return result
-
-
-def _pairwise(
-    box1: Tensor, box2: Tensor, rule: Rule, dtype: torch.dtype, wanted: tuple[bool, bool]
-) -> tuple[Tensor, list[Tensor | None]]:
-    """Values (..., 1) and, for the boxes that are wanted, the derivatives of each value by their coordinates (4, ...)."""
-    wide = _at_least_float32(dtype)
-    boxes, shape, pairs = _aligned(box1, box2)
-    derivatives = [box1.new_empty((4, *pairs), dtype=wide) if want else None for want in wanted]
-    values = None
-    for rows in _blocks(pairs, box1.device):
-        first, second = (
-            _terms(planes((box if rows is None or len(box) == 1 else box[rows]).to(wide)), rule) for box in boxes
-        )
-        overlap = _overlap(first, second, rule)
-        if any(wanted):
-            parts = [d if d is None or rows is None else d[:, rows] for d in derivatives]
-            _differentiate(overlap, first, second, rule, parts)
-        if rows is None:
-            values = overlap.value.to(dtype)
-        else:
-            values = box1.new_empty(pairs, dtype=dtype) if values is None else values
-            values[rows] = overlap.value
-    return values.view(*shape, 1), derivatives
-
-
-def _aligned(box1: Tensor, box2: Tensor) -> tuple[tuple[Tensor, Tensor], torch.Size, torch.Size]:
+def _aligned(box1: Tensor, box2: Tensor) -> tuple[tuple[Tensor, Tensor], torch.Size]:
     """Both boxes with as many dims as the pairs, and the pairs' shape; flattened where nothing is broadcast."""
     if box1.shape == box2.shape:
-        shape = box1.shape[:-1]
-        return (box1.reshape(-1, 4), box2.reshape(-1, 4)), shape, torch.Size((shape.numel(),))
+        return (box1.reshape(-1, 4), box2.reshape(-1, 4)), torch.Size((box1.shape[:-1].numel(),))
     shape = torch.broadcast_shapes(box1.shape, box2.shape)[:-1]
-    dims = max(len(shape), 1)
-    boxes = (box[(None,) * (dims + 1 - box.ndim)] for box in (box1, box2))
-    return tuple(boxes), shape, shape
+    one, two = (box[(None,) * (len(shape) + 1 - box.ndim)] for box in (box1, box2))
+    return (one, two), shape
 
 
 def _blocks(shape: torch.Size, device: torch.device) -> list[slice | None]:
@@ -164,6 +141,16 @@ def _blocks(shape: torch.Size, device: torch.device) -> list[slice | None]:
     rows = shape[0]
     step = -(-rows // min(rows, -(-pairs // room)))
     return [slice(start, start + step) for start in range(0, rows, step)]
+
+
+def _interleaved(planar: Tensor, box: Tensor) -> Tensor:
+    """(4, ...) of every pair as the gradient of `box`, summed over what was broadcast."""
+    result = torch.empty_like(box, memory_format=torch.contiguous_format)
+    if planar.numel() == box.numel():
+        planar = planar.reshape(4, *box.shape[:-1])
+    for coordinate, value in zip(result.unbind(-1), planar, strict=True):
+        coordinate.copy_(value.sum_to_size(coordinate.shape))
+    return result
 
 
 class _Terms(NamedTuple):
@@ -177,25 +164,8 @@ class _Terms(NamedTuple):
     angle: Tensor | None  # its arc tangent
 
 
-class _Values(NamedTuple):
-    """The overlap of pairs, and what its derivatives need."""
-
-    value: Tensor
-    iou: Tensor
-    union: Tensor
-    excess: Tensor  # (2, ...): sides of the intersection, negative where there is none
-    inner: Tensor  # (2, ...): sides of the intersection
-    hull: Tensor | None = None  # (2, ...)
-    area: Tensor | None = None  # of the hull
-    outside: Tensor | None = None  # share of the hull outside of the union
-    shift: Tensor | None = None  # (2, ...): twice the distance of the centres
-    diagonal: Tensor | None = None  # of the hull, squared
-    distance: Tensor | None = None  # of the centres over the diagonal, squared
-    turn: Tensor | None = None  # difference of the angles
-    alpha: Tensor | None = None
-
-
 def _terms(box: Tensor, rule: Rule) -> _Terms:
+    """Terms of (4, ...) coordinates."""
     if rule.xywh:
         size = box[2:]
         half = size / 2
@@ -212,102 +182,118 @@ def _terms(box: Tensor, rule: Rule) -> _Terms:
     return _Terms(low, high, size, area, ratio, ratio.atan())
 
 
-def _overlap(first: _Terms, second: _Terms, rule: Rule) -> _Values:
-    """Values of broadcastable terms; plain autograd can differentiate it too."""
-    eps, ends = rule.eps, (first.low, first.high, second.low, second.high)
-    excess = gap(*ends)
-    inner = excess.clamp(min=0)
+class _Slopes(NamedTuple):
+    """Gradients by what both boxes have in common."""
+
+    union: Tensor
+    inner: Tensor  # (2, ...): by the sides of the intersection
+    hull: Tensor | None  # (2, ...): by the sides of the hull; not for IoU
+    shift: Tensor | None  # (2, ...): of the first box's corners, by the distance of the centres; DIoU and CIoU
+    angle: Tensor | None  # of the first box; CIoU
+    finite: bool  # as far as is known at no great cost
+
+
+def _slopes(grad: Tensor, first: _Terms, second: _Terms, rule: Rule) -> _Slopes:
+    """The common gradients, given those of the values (...)."""
+    ends = first.low, first.high, second.low, second.high
+    lap = gap(*ends)
+    inner = lap.clamp(min=0)
     common = inner[0] * inner[1]
-    union = (first.area + second.area).sub_(common).add_(eps)
-    iou = common / union
-    if rule.kind == "iou":
-        return _Values(iou, iou, union, excess, inner)
-    hull = enclosing(*ends)
+    union = (first.area + second.area).sub_(common).add_(rule.eps)
+    iou = common.div_(union)
+    by_union = (iou / union).mul_(grad).neg_()
+    by_hull = by_shift = by_angle = None
     if rule.kind == "giou":
-        area = (hull[0] * hull[1]).add_(eps)
-        outside = (area - union) / area
-        return _Values(iou - outside, iou, union, excess, inner, hull, area=area, outside=outside)
-    between = shift(*ends)
-    diagonal = _sum(hull.square()).add_(eps)
-    distance = _sum(between.square()).div_(4).div_(diagonal)
-    centres = {"shift": between, "diagonal": diagonal, "distance": distance}
-    if rule.kind == "diou":
-        return _Values(iou - distance, iou, union, excess, inner, hull, **centres)
-    turn = second.angle - first.angle
-    aspect = turn.square().mul_(ASPECT)
-    alpha = aspect_weight(aspect.detach(), iou.detach(), rule)
-    value = iou - (alpha * aspect).add_(distance)
-    return _Values(value, iou, union, excess, inner, hull, **centres, turn=turn, alpha=alpha)
+        hull = enclosing(*ends)
+        area = (hull[0] * hull[1]).add_(rule.eps)
+        share = grad / area
+        by_area = (area - union).div_(area).div_(area).mul_(grad).sub_(share)
+        by_union += share
+        by_hull = hull.flip(0).mul_(by_area)
+    elif rule.kind != "iou":
+        hull, between = enclosing(*ends), shift(*ends)
+        diagonal = _sum(hull.square()).add_(rule.eps)
+        distance = _sum(between.square()).div_(4).div_(diagonal)
+        by_hull = hull.mul_(2).mul_((distance / diagonal).mul_(grad))
+        by_shift = between.mul_(grad / diagonal).div_(2)
+        if rule.kind == "ciou":
+            turn = second.angle - first.angle
+            alpha = aspect_weight(turn.square().mul_(ASPECT), iou, rule)
+            by_angle = alpha.mul_(grad).mul_(ASPECT).mul_(turn.mul_(2))
+    by_common = (grad / union).sub_(by_union)
+    by_inner = inner.flip(0).mul_(by_common)
+    finite = _finite(by_common, by_hull)
+    if finite:
+        by_inner.mul_(torch.ge(lap, 0, out=lap))
+    else:
+        by_inner = torch.where(lap >= 0, by_inner, 0)
+    return _Slopes(by_union, by_inner, by_hull, by_shift, by_angle, finite)
+
+
+def _finite(by_common: Tensor, by_hull: Tensor | None) -> bool:
+    if not data_dependent(by_common):
+        return False
+    total = by_common.sum() if by_hull is None else by_common.sum() + by_hull.sum()
+    return bool(total.isfinite())
+
+
+def _write_gradient(slopes: _Slopes, own: _Terms, other: _Terms, sign: int, rule: Rule, result: Tensor) -> None:
+    """Write the gradient (4, ...) of a box, the first one (sign 1) or the second (-1)."""
+    # The near corner and minus the far one: the intersection takes the maximum of both boxes, the hull the minimum.
+    corner = result.new_zeros((2, *slopes.inner.shape))
+    of_maximum, of_minimum = _shares(own, other, corner, slopes.finite)
+    if slopes.shift is not None:
+        torch.mul(slopes.shift, sign, out=corner[0])
+        torch.mul(slopes.shift, -sign, out=corner[1])
+    take_off = _take_off if slopes.finite else _take_off_chosen
+    if slopes.hull is not None:
+        take_off(corner, slopes.hull, of_minimum)
+    take_off(corner, slopes.inner, of_maximum)
+    size = own.size.flip(0).mul(slopes.union)
+    if slopes.angle is not None:
+        by_ratio = (slopes.angle / own.ratio.square().add_(1)).mul_(sign)
+        size[0].add_(by_ratio / own.size[1])
+        size[1].sub_(by_ratio.mul_(own.ratio / own.size[1]))
+    if rule.xywh:
+        torch.sub(corner[0], corner[1], out=result[:2])
+        torch.sub(size, _sum(corner), alpha=0.5, out=result[2:])
+    else:
+        torch.sub(corner[0], size, out=result[:2])
+        torch.sub(size, corner[1], out=result[2:])
 
 
 def _sum(pair: Tensor) -> Tensor:
     return pair[0] + pair[1]
 
 
-def _differentiate(values: _Values, first: _Terms, second: _Terms, rule: Rule, results: list[Tensor | None]) -> None:
-    """Write the derivatives of `values` by the coordinates of the boxes into `results` (4, ...), where there is one."""
-    inverse = values.union.reciprocal()
-    by_union = (values.iou * inverse).neg_()
-    by_hull = pull = by_angle = None
-    if rule.kind == "giou":
-        by_union += values.area.reciprocal()
-        by_hull = ((values.outside - 1) / values.area) * values.hull.flip(0)
-    elif rule.kind != "iou":
-        by_hull = (values.distance / values.diagonal).mul_(2) * values.hull
-        pull = (0.5 / values.diagonal) * values.shift
-    if rule.kind == "ciou":
-        by_angle = (values.alpha * values.turn).mul_(2 * ASPECT)
-    by_common = inverse.sub_(by_union)
-    split = _split_finite if _finite(values.value, by_common) else _split
-    by_inner = _where_not_negative(values.excess, by_common * values.inner.flip(0), split)
-    for own, other, sign, result in ((first, second, 1, results[0]), (second, first, -1, results[1])):
-        if result is None:
-            continue
-        low = split(other.low, own.low, by_inner, by_hull).neg_()
-        high = split(own.high, other.high, by_inner, by_hull)
-        if pull is not None:
-            low.add_(pull, alpha=sign)
-            high.add_(pull, alpha=sign)
-        size = by_union * own.size.flip(0)
-        if by_angle is not None:
-            by_ratio = by_angle / own.ratio.square().add_(1).mul_(own.size[1])
-            size[0].add_(by_ratio, alpha=sign)
-            size[1].addcmul_(by_ratio, own.ratio, value=-sign)
-        if rule.xywh:
-            torch.add(low, high, out=result[:2])
-            torch.add(size, high.sub_(low), alpha=0.5, out=result[2:])
-        else:
-            torch.sub(low, size, out=result[:2])
-            torch.add(high, size, out=result[2:])
+def _shares(own: _Terms, other: _Terms, like: Tensor, finite: bool) -> tuple[Tensor, Tensor]:
+    """What the gradients of the maximum and of the minimum of two boxes leave to `own`, for its corners (2, 2, ...).
 
-
-def _finite(value: Tensor, derivative: Tensor) -> bool:
-    """Whether nothing is infinite or NaN, where that can be known at no great cost."""
-    return data_dependent(value) and bool((value.sum() + derivative.sum()).isfinite())
-
-
-def _split(less: Tensor, greater: Tensor, own: Tensor, rest: Tensor | None) -> Tensor:
-    """`own` where less < greater, `rest` (None: 0) where it is above, half of both in a tie; all of both at a NaN.
-
-    The rules of the derivatives of a minimum and a maximum, as PyTorch has them.
+    1, 0, or a half of each in a tie. As in autograd, a comparison with NaN leaves it all of both.
     """
-    rest = torch.zeros_like(own) if rest is None else rest
-    both = own + rest
-    even = torch.where(less == greater, both / 2, both)
-    return torch.where(less < greater, own, torch.where(less > greater, rest, even))
+    above = _above(own, other, like)
+    return above if finite else 1 - _above(other, own, like), 1 - above
 
 
-def _split_finite(less: Tensor, greater: Tensor, own: Tensor, rest: Tensor | None) -> Tensor:
-    """`_split` of finite numbers by arithmetic: a selection by an unpredictable mask takes ten times as long on a CPU."""
-    weight = (greater - less).sign_().mul_(0.5).add_(0.5)
-    return weight.mul_(own) if rest is None else torch.lerp(rest, own, weight)
+def _above(own: _Terms, other: _Terms, like: Tensor) -> Tensor:
+    """1 where the near corner or minus the far one of `own` is the larger, 1/2 in a tie, else 0, at NaN too."""
+    above, reached = torch.empty_like(like), torch.empty_like(like)
+    # Written as numbers right away: to select by a mask without pattern takes a CPU ten times as long.
+    torch.gt(own.low, other.low, out=above[0])
+    torch.lt(own.high, other.high, out=above[1])
+    torch.ge(own.low, other.low, out=reached[0])
+    torch.le(own.high, other.high, out=reached[1])
+    return above.add_(reached).mul_(0.5)
 
 
-def _where_not_negative(test: Tensor, value: Tensor, split) -> Tensor:
-    """`value` where `test` >= 0, else 0, at NaN too: the derivative of a clamp at 0."""
-    if split is _split_finite:
-        return value.mul_(torch.ge(test, 0, out=test))
-    return torch.where(test >= 0, value, 0)
+def _take_off(corner: Tensor, term: Tensor, share: Tensor) -> None:
+    """Take ``term * share`` off the corners; shares of 0, 1/2 and 1 leave nothing to round."""
+    corner.addcmul_(term, share, value=-1)
+
+
+def _take_off_chosen(corner: Tensor, term: Tensor, share: Tensor) -> None:
+    """The same where a term may be infinite or NaN: a share of 0 takes nothing of it."""
+    corner.sub_(torch.where(share == 0, 0, term * share))
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -316,12 +302,14 @@ def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 def _check(box1: Tensor, box2: Tensor, rule: Rule) -> None:
     for name, box in (("box1", box1), ("box2", box2)):
-        if box.ndim == 0 or box.shape[-1] != 4:  # noqa: PLR2004 - a box has four coordinates
+        if box.ndim == 0 or box.shape[-1] != 4:
             raise ValueError(f"{name} must have last size 4, got shape {tuple(box.shape)}")
         if box.dtype == torch.bool or box.is_complex():
             raise TypeError(f"{name} must be real, got {box.dtype}")
-    unequal = box1.shape != box2.shape
-    if unequal and any(a != b and 1 not in (a, b) for a, b in zip(reversed(box1.shape), reversed(box2.shape), strict=False)):
+    if box1.shape == box2.shape:
+        return
+    facing = zip(reversed(box1.shape), reversed(box2.shape), strict=False)
+    if any(one != two and 1 not in (one, two) for one, two in facing):
         raise ValueError(f"box1 and box2 do not broadcast: {tuple(box1.shape)}, {tuple(box2.shape)}")
     if rule.alpha not in CIOU_ALPHAS:
         raise ValueError(f"ciou_alpha must be one of {CIOU_ALPHAS}, got {rule.alpha!r}")

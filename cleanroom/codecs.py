@@ -35,7 +35,7 @@ def dist2bbox(distance: Tensor, anchor_points: Tensor, xywh: bool = True, dim: i
     if not -distance.ndim <= dim < distance.ndim:
         raise IndexError(f"dim {dim} is out of range for distance of shape {tuple(distance.shape)}")
     axis = dim - distance.ndim if dim >= 0 else dim
-    if distance.shape[axis] != 4:  # noqa: PLR2004 - four sides
+    if distance.shape[axis] != 4:
         raise ValueError(f"distance must have size 4 along dim {dim}, got shape {tuple(distance.shape)}")
     shape = _common_shape(anchor_points, distance, axis, "distance")
     dtype = torch.promote_types(distance.dtype, anchor_points.dtype)
@@ -68,7 +68,7 @@ def bbox2dist(anchor_points: Tensor, bbox: Tensor, reg_max: float | None = None)
         ValueError: a last size is wrong, or shapes do not broadcast.
         TypeError: `reg_max` is no number, or given with integers, which cannot hold its bound.
     """
-    if bbox.ndim == 0 or bbox.shape[-1] != 4:  # noqa: PLR2004 - a box has four coordinates
+    if bbox.ndim == 0 or bbox.shape[-1] != 4:
         raise ValueError(f"bbox must have last size 4, got shape {tuple(bbox.shape)}")
     shape = _common_shape(anchor_points, bbox, -1, "bbox")
     dtype = torch.promote_types(anchor_points.dtype, bbox.dtype)
@@ -91,7 +91,7 @@ def _tracked(*tensors: Tensor) -> bool:
 
 def _common_shape(points: Tensor, other: Tensor, axis: int, name: str) -> list[int]:
     """The shape that points and other broadcast to, 4 along `axis`; checks the points."""
-    if points.ndim < -axis or points.shape[axis] != 2:  # noqa: PLR2004 - x and y
+    if points.ndim < -axis or points.shape[axis] != 2:
         raise ValueError(f"anchor_points must have size 2 along dim {axis}, got shape {tuple(points.shape)}")
     long, short = (other.shape, points.shape) if other.ndim >= points.ndim else (points.shape, other.shape)
     shape = list(long)

@@ -1,8 +1,8 @@
 """A distribution over bins for each side of a box, to the box it expects (specification: boxes.md, section 6).
 
-After Li et al., Generalized Focal Loss, arXiv:2006.04388. The probabilities of many logits are never written out: on the CPU both
-passes take the logits in blocks that stay in the cache. Bytes moved for L float32 logits: 4 L forward, 8 L backward,
-where softmax and product on their own move 12 L and 24 L and keep 4 L in between.
+After Li et al., Generalized Focal Loss, arXiv:2006.04388. On the CPU both passes take the logits in blocks that stay in
+the cache, and the probabilities of many logits are never written out. Bytes moved for L float32 logits: 4 L forward,
+8 L backward, where softmax and product on their own move 12 L and 24 L and keep 4 L in between.
 """
 
 from collections.abc import Iterator
@@ -13,10 +13,13 @@ from torch.autograd.function import once_differentiable
 
 from cleanroom.codecs import decode_boxes, dist2bbox, joined
 
+# PyTorch's own kernel of p (g - sum_j p_j g_j): its rounding is that of autograd through a softmax.
+_softmax_gradient = torch.ops.aten._softmax_backward_data
 # Logits of a block: 1 MiB of float32, the share of an L2 cache of two threads.
 _BLOCK = 1 << 18
-# Up to this many, computing probabilities again takes longer than keeping them (measured: 2 MiB against 34 MiB).
-_KEPT = 1 << 20
+# Up to this many logits, probabilities are cheaper kept than computed again, and blocks only add calls (measured with
+# 2 MiB and 34 MiB, where fresh memory costs more than the softmax).
+_FEW = 1 << 20
 
 
 def dfl_decode(logits: Tensor, anchor_points: Tensor) -> Tensor:
@@ -54,18 +57,18 @@ def dfl_decode(logits: Tensor, anchor_points: Tensor) -> Tensor:
 def _check(logits: Tensor, anchor_points: Tensor) -> None:
     if not logits.is_floating_point():
         raise TypeError(f"logits must be floating, got {logits.dtype}")
-    if logits.ndim != 3 or logits.shape[2] % 4 or not logits.shape[2]:  # noqa: PLR2004 - (B, N, 4 R)
+    if logits.ndim != 3 or logits.shape[2] % 4 or not logits.shape[2]:
         raise ValueError(f"logits must be (B, N, 4 R), got shape {tuple(logits.shape)}")
-    expected = (*logits.shape[:2], 2)
-    fitting = zip(anchor_points.shape[::-1], expected[::-1], strict=False)
-    if not 0 < anchor_points.ndim <= 3 or anchor_points.shape[-1] != 2 or any(n not in (1, m) for n, m in fitting):  # noqa: PLR2004
-        raise ValueError(f"anchor_points must broadcast to (B, N, 2) = {expected}, got {tuple(anchor_points.shape)}")
+    shape, whole = anchor_points.shape, (*logits.shape[:2], 2)
+    fitting = all(size in (1, most) for size, most in zip(shape[::-1], whole[::-1], strict=False))
+    if not 1 <= len(shape) <= 3 or shape[-1] != 2 or not fitting:
+        raise ValueError(f"anchor_points must broadcast to (B, N, 2) = {whole}, got shape {tuple(shape)}")
 
 
 class _Decode(torch.autograd.Function):
-    """`dfl_decode` with its gradient; between the passes lie the logits themselves and 4 distances a box.
+    """`dfl_decode` with its gradient; between the passes lie the logits themselves.
 
-    Few logits leave their probabilities too, which take no more of the cache than a pass over them takes anyway.
+    Few logits leave their probabilities too.
     """
 
     @staticmethod
@@ -73,19 +76,19 @@ class _Decode(torch.autograd.Function):
         rows = _rows(logits)
         kept = torch.empty(rows.shape, dtype=_wide(logits)) if ctx.needs_input_grad[0] and _few(rows) else None
         distance = _expected(logits, kept)
-        ctx.save_for_backward(logits, distance, kept)
+        ctx.save_for_backward(logits, kept)
         ctx.points = points.shape, points.dtype
         return _boxes(distance, logits, points)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        logits, distance, kept = ctx.saved_tensors
+        logits, kept = ctx.saved_tensors
         left, top, right, bottom = grad.unbind(-1)
         by_logits = by_points = None
         if ctx.needs_input_grad[0]:
-            by_distance = joined((left, top, right, bottom), (-1, -1, 1, 1), -1, distance.shape, distance.dtype)
-            by_logits = _gradient(logits, distance, by_distance, kept)
+            by_distance = joined((left, top, right, bottom), (-1, -1, 1, 1), -1, grad.shape, _wide(logits))
+            by_logits = _gradient(logits, by_distance, kept)
         if ctx.needs_input_grad[1]:
             by_points = joined((left + right, top + bottom), (1, 1), -1, *ctx.points)
         return by_logits, by_points
@@ -96,7 +99,7 @@ def _wide(logits: Tensor) -> torch.dtype:
 
 
 def _few(rows: Tensor) -> bool:
-    return rows.device.type == "cpu" and rows.numel() <= _KEPT
+    return rows.device.type == "cpu" and rows.numel() <= _FEW
 
 
 def _boxes(distance: Tensor, logits: Tensor, points: Tensor) -> Tensor:
@@ -109,7 +112,7 @@ def _expected(logits: Tensor, kept: Tensor | None = None) -> Tensor:
     batch, count, channels = logits.shape
     rows, wide = _rows(logits), _wide(logits)
     values = torch.arange(channels // 4, dtype=wide, device=logits.device)
-    turned = rows.ndim > 2  # noqa: PLR2004 - (B, 4, R, N)
+    turned = rows.ndim == 4  # (B, 4, R, N)
     sides = torch.empty((batch, 4, count) if turned else (batch * count * 4,), dtype=wide, device=logits.device)
     for block in _blocks(rows):
         likely = torch.softmax(rows[block], _bin_dim(rows), dtype=wide, out=None if kept is None else kept[block])
@@ -118,23 +121,26 @@ def _expected(logits: Tensor, kept: Tensor | None = None) -> Tensor:
     return sides.transpose(1, 2) if turned else sides.view(batch, count, 4)
 
 
-def _gradient(logits: Tensor, distance: Tensor, by_distance: Tensor, kept: Tensor | None) -> Tensor:
-    """Gradient of the logits, laid out as they are, from the distances and their gradient (B, N, 4)."""
-    rows, dtype = _rows(logits), distance.dtype
-    dim = _bin_dim(rows)
+def _gradient(logits: Tensor, by_distance: Tensor, kept: Tensor | None) -> Tensor:
+    """Gradient of the logits, laid out as they are, from that of the distances (B, N, 4)."""
+    rows, dtype = _rows(logits), by_distance.dtype
+    turned = rows.ndim == 4  # (B, 4, R, N)
     values = torch.arange(logits.shape[2] // 4, dtype=dtype, device=rows.device)
-    if rows.ndim > 2:  # noqa: PLR2004 - (B, 4, R, N)
+    if turned:
         values = values[:, None]
         result = logits.new_empty((len(logits), *logits.shape[:0:-1])).transpose(1, 2)
-        distance, by_distance = distance.transpose(1, 2), by_distance.transpose(1, 2)
+        by_distance = by_distance.transpose(1, 2)
     else:
         result = logits.new_empty(logits.shape)
-        distance, by_distance = distance.reshape(-1), by_distance.reshape(-1)
-    results = _rows(result)
+        by_distance = by_distance.reshape(-1)
+    results, dim = _rows(result), _bin_dim(rows)
     for block in _blocks(rows):
         likely = torch.softmax(rows[block], dim, dtype=dtype) if kept is None else kept[block]
-        slope = (values - distance[block].unsqueeze(dim)).mul_(by_distance[block].unsqueeze(dim))
-        torch.mul(slope, likely, out=results[block])
+        slope = values * by_distance[block].unsqueeze(dim)
+        if result.dtype == dtype:
+            _softmax_gradient.out(slope, likely, dim, dtype, grad_input=results[block])
+        else:
+            results[block] = _softmax_gradient(slope, likely, dim, dtype)
     return result
 
 
@@ -147,14 +153,14 @@ def _rows(logits: Tensor) -> Tensor:
 
 
 def _bin_dim(rows: Tensor) -> int:
-    return -1 if rows.ndim == 2 else -2  # noqa: PLR2004
+    return -1 if rows.ndim == 2 else -2
 
 
 def _blocks(rows: Tensor) -> Iterator[slice]:
-    """Slices of the first dim, small enough for the cache on the CPU."""
+    """Slices of the first dim, small enough for the cache on the CPU where there are many."""
     if not rows.numel():
         return
-    each = rows[0].numel()
-    step = max(1, _BLOCK // each) if rows.device.type == "cpu" else len(rows)
+    whole = rows.device.type != "cpu" or rows.numel() <= _FEW
+    step = len(rows) if whole else max(1, _BLOCK // rows[0].numel())
     for start in range(0, len(rows), step):
         yield slice(start, start + step)

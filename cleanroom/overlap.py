@@ -84,7 +84,7 @@ def overlap(first: BoxTerms, second: BoxTerms, rule: Rule) -> Tensor:
     union = (first.area + second.area).sub_(inner).add_(eps)
     if rule.kind == "giou":
         hull = enclosing(*across).mul_(enclosing(*along)).add_(eps)
-        return inner.div_(union).sub_(torch.sub(hull, union, out=union).div_(hull))
+        return inner.div_(union).sub_((hull - union).div_(hull))
     iou = inner.div_(union)
     if rule.kind == "iou":
         return iou
@@ -93,7 +93,7 @@ def overlap(first: BoxTerms, second: BoxTerms, rule: Rule) -> Tensor:
     if rule.kind == "diou":
         return iou.sub_(distance)
     aspect = (second.angle - first.angle).square_().mul_(ASPECT)
-    return iou.sub_(distance.add_(aspect_weight(aspect, iou, rule).mul_(aspect)))
+    return iou.sub_(distance.add_(aspect_weight(aspect.detach(), iou.detach(), rule).mul_(aspect)))
 
 
 # Along one axis or more: the first box's ends, then the second's.
@@ -115,7 +115,7 @@ def shift(low: Tensor, high: Tensor, other_low: Tensor, other_high: Tensor) -> T
 
 
 def aspect_weight(aspect: Tensor, iou: Tensor, rule: Rule) -> Tensor:
-    """CIoU's alpha of the aspect term v and the IoU; see `overlap`."""
+    """CIoU's alpha, a constant to the gradient, of the aspect term v and the IoU; see `overlap`."""
     if rule.alpha == "stable":
         return aspect / (1 - iou).add_(aspect).add_(rule.eps)
     return aspect / (aspect - iou).add_(1 + rule.eps)

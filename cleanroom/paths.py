@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 PATHS = ("auto", "sparse", "static")
 
@@ -9,9 +10,11 @@ PATHS = ("auto", "sparse", "static")
 def data_dependent(*tensors: Tensor) -> bool:
     """Tell whether shapes may depend on values: all tensors on the CPU, and not traced by torch.compile or export.
 
-    On an accelerator a data-dependent shape makes the host wait for the device.
+    On an accelerator a data-dependent shape makes the host wait for the device; fake tensors have no values.
     """
-    return not torch.compiler.is_compiling() and all(tensor.device.type == "cpu" for tensor in tensors)
+    return not torch.compiler.is_compiling() and all(
+        tensor.device.type == "cpu" and not isinstance(tensor, FakeTensor) for tensor in tensors
+    )
 
 
 def take_sparse_path(path: str, *tensors: Tensor) -> bool:

@@ -159,20 +159,18 @@ def _to_corners(
 
 
 class _PairedLosses(torch.autograd.Function):
-    """(P, 4) and (P, 4), cxcywh -> L1 distances (P,), 1 - GIoU (P,)."""
+    """(P, 4) and (P, 4), cxcywh -> L1 distances (P,), 1 - GIoU (P,).
+
+    The derivative of the GIoU is computed in float64: for thin boxes large parts of it cancel.
+    """
 
     @staticmethod
     def forward(ctx, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         difference = predicted - target
-        first, own_area = _planes(corners_of(predicted))
-        second, area = _planes(corners_of(target))
-        areas = _areas(first, second, own_area + area)
         if ctx.needs_input_grad[0]:
-            by_shared, by_area, by_hull = areas.slopes()
-            by_corner, _ = _to_corners(first, second, *_by_sides(areas, by_shared, by_hull))
-            lower, upper = by_corner.add_(_by_area(first, by_area)).chunk(2)
-            slope = torch.cat([lower - upper, (lower + upper).mul_(-0.5)]).mT
+            slope = _paired_slope(predicted.double(), target.double()).to(predicted.dtype)
             ctx.save_for_backward(difference.sign(), slope)
+        _, _, areas = _paired_areas(predicted, target)
         return difference.abs_().sum(-1), 1 - areas.giou()
 
     @staticmethod
@@ -180,6 +178,21 @@ class _PairedLosses(torch.autograd.Function):
     def backward(ctx, by_distance: Tensor, by_overlap: Tensor) -> tuple[Tensor, None]:
         sign, slope = ctx.saved_tensors
         return (sign * by_distance.unsqueeze(-1)).addcmul_(slope, by_overlap.unsqueeze(-1)), None
+
+
+def _paired_areas(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor, _Areas]:
+    """Planes (4, P) of both, and what follows from each pair."""
+    (first, own_area), (second, area) = _planes(corners_of(predicted)), _planes(corners_of(target))
+    return first, second, _areas(first, second, own_area + area)
+
+
+def _paired_slope(predicted: Tensor, target: Tensor) -> Tensor:
+    """Derivatives of ``1 - giou`` by the predicted boxes (P, 4)."""
+    first, second, areas = _paired_areas(predicted, target)
+    by_shared, by_area, by_hull = areas.slopes()
+    by_corner, _ = _to_corners(first, second, *_by_sides(areas, by_shared, by_hull))
+    lower, upper = by_corner.add_(_by_area(first, by_area)).chunk(2)
+    return torch.cat([lower - upper, (lower + upper).mul_(-0.5)]).mT
 
 
 def _by_area(planes: Tensor, slope: Tensor) -> Tensor:
@@ -216,9 +229,13 @@ class _PairwiseGIoU(torch.autograd.Function):
 
 
 def _pairwise_slopes(rows: Tensor, columns: Tensor, grad: Tensor, *, select: bool) -> tuple[Tensor, Tensor]:
-    """Gradients by both sets of corners (N, 4), (M, 4) from that by their GIoU (N, M)."""
-    by_row, by_column = rows.new_zeros(4, len(rows)), rows.new_zeros(4, len(columns))
-    area_row, area_column = rows.new_zeros(len(rows)), rows.new_zeros(len(columns))
+    """Gradients by both sets of corners (N, 4), (M, 4) from that by their GIoU (N, M).
+
+    In float64: what a box gets through its area cancels most of what it gets through its corners.
+    """
+    dtype, rows, columns = rows.dtype, rows.double(), columns.double()
+    by_row, area_row = rows.new_zeros(4, len(rows)), rows.new_zeros(len(rows))
+    by_column, area_column = rows.new_zeros(4, len(columns)), rows.new_zeros(len(columns))
     for chunk, first, second, areas in _chunks(rows, columns):
         by_shared, by_area, by_hull = (slope.mul_(grad[chunk]) for slope in areas.slopes())
         own, other = _to_corners(first, second, *_by_sides(areas, by_shared, by_hull), select=select)
@@ -227,8 +244,8 @@ def _pairwise_slopes(rows: Tensor, columns: Tensor, grad: Tensor, *, select: boo
         area_row[chunk] = by_area.sum(1)
         area_column += by_area.sum(0)
     return (
-        _from_planes(by_row + _by_area(_planes(rows)[0], area_row)),
-        _from_planes(by_column + _by_area(_planes(columns)[0], area_column)),
+        _from_planes(by_row + _by_area(_planes(rows)[0], area_row)).to(dtype),
+        _from_planes(by_column + _by_area(_planes(columns)[0], area_column)).to(dtype),
     )
 
 

@@ -4,8 +4,10 @@ Both keep their gradient, and neither changes its arguments.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -48,7 +50,7 @@ def bboxes_iou(bboxes_a: Tensor, bboxes_b: Tensor, xyxy: bool = True) -> Tensor:
     Source: specification yolox_losses.md, section 1.
     """
     for name, boxes in (("bboxes_a", bboxes_a), ("bboxes_b", bboxes_b)):
-        if boxes.ndim != 2 or boxes.shape[1] != 4:  # noqa: PLR2004 - coordinates of a box
+        if boxes.ndim != 2 or boxes.shape[1] != 4:
             raise IndexError(f"{name} must be (N, 4), got {list(boxes.shape)}")
     return _Overlap.apply(bboxes_a, bboxes_b, xyxy)
 
@@ -194,7 +196,7 @@ def yolox_decode(maps: Sequence[Tensor], strides: Sequence[float]) -> YOLOXDecod
 
     Raises:
         TypeError: a map is not floating.
-        ValueError: the numbers of maps and strides differ, or the shapes or dtypes of the maps do not fit together.
+        ValueError: the numbers of maps and strides differ, shapes of maps do not fit together, or there is no image.
 
     Bytes moved: the maps once in and once out, forward as backward. Source: specification simota.md, section 3.1.
     """
@@ -211,47 +213,64 @@ def check_maps(maps: Sequence[Tensor], strides: Sequence[float]) -> None:
     for level, raw in enumerate(maps):
         if not raw.is_floating_point() or raw.dtype != first.dtype:
             raise TypeError(f"maps must be floating and of one dtype, got {raw.dtype} at level {level}")
-        if raw.ndim != 4 or raw.shape[1] < 5 or raw.shape[:2] != first.shape[:2]:  # noqa: PLR2004 - B, 5 + C, H, W
+        if raw.ndim != 4 or raw.shape[1] < 5 or raw.shape[:2] != first.shape[:2]:
             raise ValueError(f"maps must be (B, 5 + C, H, W) of one B and C, got {list(raw.shape)} at level {level}")
+    if first.shape[0] == 0:
+        raise ValueError("maps must hold at least one image")
 
 
 def make_grid(maps: Sequence[Tensor], strides: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
     """Columns, rows and strides (N,) of all anchors of the maps, in their dtype."""
+    first, shapes = maps[0], tuple(tuple(raw.shape[2:]) for raw in maps)
+    if first.device.type == "cpu" and type(first) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling():
+        # Training asks for few shapes again and again.
+        return torch.from_numpy(_cells(shapes, tuple(strides))).to(first.dtype, copy=True).unbind(0)
     columns, rows, sizes = [], [], []
-    for raw, stride in zip(maps, strides, strict=True):
-        height, width = raw.shape[2:]
-        cell = {"dtype": raw.dtype, "device": raw.device}
-        columns.append(torch.arange(width, **cell).expand(height, width).reshape(-1))
-        rows.append(torch.arange(height, **cell)[:, None].expand(height, width).reshape(-1))
+    cell = {"dtype": first.dtype, "device": first.device}
+    for (height, width), stride in zip(shapes, strides, strict=True):
+        columns.append(torch.arange(width, **cell).repeat(height))
+        rows.append(torch.arange(height, **cell).repeat_interleave(width))
         sizes.append(torch.full((height * width,), stride, **cell))
     return torch.cat(columns), torch.cat(rows), torch.cat(sizes)
 
 
-def decode_rows(maps: Sequence[Tensor], x: Tensor, y: Tensor, stride: Tensor) -> Tensor:
-    """Rows (B, N, 5 + C) of the maps on a grid, without gradient."""
-    rows = torch.cat([raw.detach().flatten(2).mT for raw in maps], 1)
-    rows[..., :2] += torch.stack([x, y], 1)
-    rows[..., 2:4] = rows[..., 2:4].exp()
-    rows[..., :4] *= stride[:, None]
-    return rows
+@lru_cache(maxsize=64)
+def _cells(shapes: tuple[tuple[int, int], ...], strides: tuple[float, ...]) -> np.ndarray:
+    """(3, N) columns, rows and strides."""
+    levels = [
+        np.stack([*np.indices(shape)[::-1], np.full(shape, stride)]).reshape(3, -1)
+        for shape, stride in zip(shapes, strides, strict=True)
+    ]
+    return np.concatenate(levels, axis=1).astype(np.float64)
+
+
+def raw_boxes(maps: Sequence[Tensor]) -> Tensor:
+    """Raw box values (B, 4, N) of the maps, without gradient."""
+    return torch.cat([raw.detach()[:, :4].flatten(2) for raw in maps], 2)
+
+
+def decode_boxes(raw: Tensor, x: Tensor, y: Tensor, stride: Tensor) -> Tensor:
+    """Boxes (B, 4, N) in pixels of raw values (B, 4, N) on a grid (N,), each step rounded in their dtype."""
+    return torch.cat([raw[:, :2] + torch.stack([x, y]), raw[:, 2:].exp()], 1).mul_(stride)
 
 
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, y: Tensor, stride: Tensor, *maps: Tensor) -> Tensor:
-        rows = decode_rows(maps, x, y, stride)
-        sizes = torch.cat([raw[:, 2:4].flatten(2) for raw in maps], 2)
-        ctx.save_for_backward(stride, sizes)
-        ctx.shapes = [raw.shape[2:] for raw in maps]
+        raw = raw_boxes(maps)
+        ctx.save_for_backward(stride, raw)
+        ctx.shapes = [level.shape[2:] for level in maps]
+        rows = torch.cat([level.flatten(2).mT for level in maps], 1)
+        rows[..., :4] = decode_boxes(raw, x, y, stride).mT
         return rows
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        stride, sizes = ctx.saved_tensors
+        stride, raw = ctx.saved_tensors
         columns = grad.mT.contiguous()
         columns[:, :4] *= stride
-        columns[:, 2:4] *= sizes.exp()
+        columns[:, 2:4] *= raw[:, 2:].exp()
         return None, None, None, *split_levels(columns, ctx.shapes)
 
 

@@ -66,9 +66,23 @@ def _oracle_non_finite(entry: Divergence, dispute: Dispute) -> bool:
 
 def _input_non_finite(entry: Divergence, dispute: Dispute) -> bool:
     """As above, and a NaN or infinite prediction is the reason."""
+    return _oracle_non_finite(entry, dispute) and _spoilt(dispute)
+
+
+def _half_non_finite(entry: Divergence, dispute: Dispute) -> bool:
+    """As `_oracle_non_finite`, in a half dtype only: what overflows there is a number in float32."""
+    return _oracle_non_finite(entry, dispute) and dispute.case.dtype in ("bfloat16", "float16")
+
+
+def _oracle_rejects_non_finite(entry: Divergence, dispute: Dispute) -> bool:
+    """The oracle raises on a NaN or infinite prediction."""
+    return _oracle_rejects(entry, dispute) and _spoilt(dispute)
+
+
+def _spoilt(dispute: Dispute) -> bool:
     tensors = dispute.case.tensors
     predictions = (tensors[name] for name in dispute.operation.predictions if name in tensors)
-    return _oracle_non_finite(entry, dispute) and any(not bool(value.isfinite().all()) for value in predictions)
+    return any(not bool(value.isfinite().all()) for value in predictions)
 
 
 def _dtype_differs(entry: Divergence, dispute: Dispute) -> bool:
@@ -79,9 +93,13 @@ def _dtype_differs(entry: Divergence, dispute: Dispute) -> bool:
 PREDICATES: dict[str, Callable[[Divergence, Dispute], bool]] = {
     "oracle-rejects": _oracle_rejects,
     "oracle-non-finite": _oracle_non_finite,
+    "half-non-finite": _half_non_finite,
     "dtype-differs": _dtype_differs,
     "input-non-finite": _input_non_finite,
+    "oracle-rejects-non-finite": _oracle_rejects_non_finite,
 }
+SPREADING = ("input-non-finite", "half-non-finite", "oracle-rejects-non-finite")
+"""Predicates under which a loss may be NaN."""
 
 
 def _sound(entry: Divergence, dispute: Dispute) -> bool:
@@ -91,7 +109,7 @@ def _sound(entry: Divergence, dispute: Dispute) -> bool:
     finite. An assigner has no excuse.
     """
     operation, candidate = dispute.operation, dispute.candidate
-    spread = entry.when == "input-non-finite" and bool(operation.gradients)
+    spread = entry.when in SPREADING and bool(operation.gradients)
     return (
         candidate.error is None
         and not candidate.side_effects

@@ -8,18 +8,22 @@ excuses would be anything.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from harness.equality import FLOOR_ULPS, MOVES, SAFETY, coarsest, moved, moved_alike, ulp
+from harness.equality import FLOOR_ULPS, MOVES, SAFETY, coarsest, in_float64, moved, moved_alike, ulp
 from harness.operation import AUTOCAST, Tensors, gradient_name
 from harness.verdict import NON_FINITE, Evidence, Finding, worst
 
 OWN_ULPS = 256
-"""Units in the last place up to which the oracle's own error widens the budget without the truth's sensitivity."""
+"""Units in the last place of an output's scale, up to which the oracle's own error widens the budget of an element
+without the truth's sensitivity."""
+RUNGS = MOVES, 4 * MOVES
+"""Moves of the inputs that are made: some at once, more where these do not suffice."""
 WITHOUT_TRUTH_ULPS = 64
 """The stated tolerance where upstream cannot run in float64: two roundings of sums, one of them upstream's."""
 
@@ -43,7 +47,11 @@ class Quantity:
         unit = ulp(self.truth.nan_to_num(0.0, 0.0, 0.0), self.dtype)
         slack = torch.zeros_like(self.truth) if sensitivity is None else sensitivity
         own = (self.theirs - self.truth).abs().nan_to_num(0.0, posinf=0.0)
-        allowed = 2 * torch.minimum(own, OWN_ULPS * unit + slack) + self.floor * unit + slack
+        # Of the largest element: where one all but cancels, its own units say nothing of how upstream rounds.
+        scale = unit.max() if unit.numel() else unit
+        allowed = 2 * torch.minimum(own, OWN_ULPS * scale + slack) + self.floor * unit + slack
+        # The truth rounds too, less by the ratio of the roundings: it is no better where it all but cancels.
+        allowed = allowed + SAFETY * own * (torch.finfo(torch.float64).eps / torch.finfo(self.dtype).eps)
         allowed = allowed + torch.finfo(self.dtype).smallest_normal
         truth = torch.where(self.truth.isfinite(), self.truth, self.theirs)
         error = (self.ours - truth).abs()
@@ -80,15 +88,17 @@ def compare(evidence: Evidence) -> Finding:
     if evidence.truth is None and evidence.operation.float64:
         return Finding("mismatch", f"the oracle fails in float64, so there is no truth: {evidence.no_truth}", "truth")
     errors, disputed = {"value": None, "gradient": None}, ""
-    sensitivity: dict[str, Tensor] | None = None
     for kind, quantity in _quantities(evidence):
         share, place = quantity.share()
         if share > 1:
             # Only now the dear part: how much the truth itself moves when inputs move by one ulp.
-            if sensitivity is None:
-                sensitivity = evidence.ask.memory.get(_sensitivity) or _sensitivity(evidence)
-                evidence.ask.memory[_sensitivity] = sensitivity
-            share, place = quantity.share(sensitivity[quantity.name])
+            memory = evidence.ask.memory
+            sensitivity = memory[_Sensitivity] = memory.get(_Sensitivity) or _Sensitivity(evidence)
+            for rung in range(1, len(RUNGS) + 1):
+                sensitivity.more(rung)
+                share, place = quantity.share(sensitivity.of(quantity.name))
+                if share <= 1:
+                    break
         errors[kind] = max(share, errors[kind] or 0.0)
         if share > 1:
             detail = quantity.describe(place, share)
@@ -127,26 +137,82 @@ def _evaluated(evidence: Evidence, given: Tensors, exact: bool) -> Tensors:
     return evidence.evaluate(given if exact else narrow)
 
 
-def _sensitivity(evidence: Evidence) -> dict[str, Tensor]:
-    """The largest change of every number over inputs moved by one unit in the last place, times SAFETY."""
-    case, operation = evidence.case, evidence.operation
-    names = tuple(
-        name
-        for name in operation.moved or operation.gradients
-        if name in case.tensors and case.tensors[name].is_floating_point()
-    )
-    exact = evidence.truth is not None
-    base = evidence.truth if exact else evidence.evaluate(case.tensors)
-    change = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in base.items()}
-    # In float64 the truth rounds as the oracle does, and that rounding shows only in some directions.
-    moves = MOVES if case.dtype != "float64" else 4 * MOVES
-    for given in moved(case.tensors, names, through=_through(evidence), moves=moves):
+class _Sensitivity:
+    """The largest change of every number over inputs moved by one unit in the last place, times SAFETY.
+
+    Few moves settle nearly every case; a number that they do not is asked about with more.
+    """
+
+    def __init__(self, evidence: Evidence) -> None:
+        case, operation = evidence.case, evidence.operation
+        self._evidence = evidence
+        self._names = tuple(
+            name
+            for name in operation.moved or operation.gradients
+            if name in case.tensors and case.tensors[name].is_floating_point()
+        )
+        self._exact = evidence.truth is not None
+        self._base = evidence.truth if self._exact else evidence.evaluate(case.tensors)
+        self._change = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in self._base.items()}
+        self._moves = moved(case.tensors, self._names, through=_through(evidence), moves=RUNGS[-1])
+        self._rung = 0
+
+    def more(self, rung: int) -> None:
+        """See that as many moves were made as `rung` says."""
+        while self._rung < rung:
+            before = RUNGS[self._rung - 1] if self._rung else 0
+            for given in itertools.islice(self._moves, RUNGS[self._rung] - before):
+                self._widen(self._after(given))
+            self._rung += 1
+            if self._rung == len(RUNGS) and self._evidence.case.dtype == "float64":
+                # There the oracle is its own truth, and its rounding shows only in some directions.
+                self._widen(_rounding(self._evidence, self._names))
+
+    def of(self, name: str) -> Tensor:
+        """The sensitivity of an output or gradient, as far as it was asked for."""
+        return SAFETY * self._change[name]
+
+    def _after(self, given: Tensors) -> Tensors:
         try:
-            other = _evaluated(evidence, given, exact)
+            other = _evaluated(self._evidence, given, self._exact)
         except RuntimeError:
             # Moved out of what upstream takes: a box without area was turned inside out.
-            other = _evaluated(evidence, moved_alike(given, case.tensors, names), exact)
-        for name, value in other.items():
-            difference = (value.double() - base[name].double()).abs().nan_to_num(0.0, posinf=0.0)
-            change[name] = torch.maximum(change[name], difference)
-    return {name: SAFETY * value for name, value in change.items()}
+            alike = moved_alike(given, self._evidence.case.tensors, self._names)
+            other = _evaluated(self._evidence, alike, self._exact)
+        return {
+            name: (value.double() - self._base[name].double()).abs().nan_to_num(0.0, posinf=0.0)
+            for name, value in other.items()
+        }
+
+    def _widen(self, change: Tensors) -> None:
+        for name, value in change.items():
+            self._change[name] = torch.maximum(self._change[name], value)
+
+
+def _in_both(evidence: Evidence, given: Tensors) -> tuple[Tensors, Tensors]:
+    """The oracle in float32 and in float64 on the same float32 numbers."""
+    rough = {name: value.float() if value.is_floating_point() else value for name, value in given.items()}
+    return evidence.evaluate(rough), evidence.evaluate(in_float64(rough))
+
+
+def _rounding(evidence: Evidence, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """The oracle's own error in float64, where it is its own truth: that in float32, in proportion to the rounding."""
+    ratio = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+    single = {
+        name: value.float() if value.is_floating_point() else value for name, value in evidence.case.tensors.items()
+    }
+    found: dict[str, Tensor] = {}
+    # Moved by units of float16: by less, every draw would round alike.
+    for given in moved(single, names, through=(torch.float16,), moves=4 * MOVES):
+        try:
+            pair = _in_both(evidence, given)
+        except RuntimeError:
+            try:
+                pair = _in_both(evidence, moved_alike(given, single, names))
+            except RuntimeError:
+                continue  # float32 is rejected, or moved out of what upstream takes
+        for name in pair[0]:
+            error = (pair[0][name].double() - pair[1][name].double()).abs().nan_to_num(0.0, posinf=0.0)
+            error *= SAFETY * ratio  # float32 is another draw of the rounding, not its bound
+            found[name] = torch.maximum(found.get(name, torch.zeros_like(error)), error)
+    return found

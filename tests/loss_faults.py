@@ -22,6 +22,13 @@ def right(name):
     return operation(name).candidates["torch"]
 
 
+def checked(name, literal, given):
+    """The outputs of a literal formula, after the built-in candidate has had its say on bad input."""
+    with torch.no_grad():
+        right(name)(**given)
+    return literal(**given)
+
+
 def ciou(box1, box2, alpha_of=Tensor.detach, factor=4 / math.pi**2):
     """Complete IoU of corners (N, 4), boxes.md section 9."""
     x1, y1, x2, y2 = box1.unbind(-1)
@@ -68,7 +75,6 @@ def literal_bbox_loss(
     distribution=dfl,
 ):
     """`bbox_loss`, yolo_losses.md section 2.4, in float32 or wider."""
-    dtype = pred_bboxes.dtype
     wide = [value.to(torch.promote_types(value.dtype, torch.float32)) for value in (pred_dist, pred_bboxes)]
     dist, boxes = (value[fg_mask] for value in wide)
     points, sides = anchor_points.expand(*fg_mask.shape, 2)[fg_mask], stride.expand(*fg_mask.shape, 1)[fg_mask]
@@ -83,12 +89,11 @@ def literal_bbox_loss(
         each = (dist - wanted).abs() * sides / size
     each = each.mean(axis) if axis == -1 else each.mean(axis).mean().expand(len(weight))
     loss_dfl = (weight * each).sum() / target_scores_sum
-    del dtype
     return {"loss_iou": loss_iou, "loss_dfl": loss_dfl}
 
 
 def bbox_loss(**given):
-    return literal_bbox_loss(**given)
+    return checked("bbox_loss", literal_bbox_loss, given)
 
 
 def bbox_loss_alpha_not_constant(**given):
@@ -190,7 +195,7 @@ def literal_iou_loss(*, pred, target, reduction, loss_type, squared=True):
 
 
 def iou_loss(**given):
-    return literal_iou_loss(**given)
+    return checked("iou_loss", literal_iou_loss, given)
 
 
 def iou_loss_not_squared(**given):
@@ -213,7 +218,7 @@ def literal_yolox_bce(*, outputs, fg_mask, matched_classes, matched_iou, num_cla
 
 
 def yolox_bce(**given):
-    return literal_yolox_bce(**given)
+    return checked("yolox_bce", literal_yolox_bce, given)
 
 
 def yolox_bce_objectness_over_positives(**given):
@@ -233,23 +238,25 @@ def set_class_loss_no_object_weight_dropped(*, eos_coef, **given):
     return right("set_class_loss")(eos_coef=1.0, **given)
 
 
-def literal_generalized_box_iou(*, boxes1, boxes2, divisor="hull"):
-    """`generalized_box_iou`, set_prediction.md section A1."""
+def generalized_box_iou(**given):
+    return right("generalized_box_iou")(**given)
+
+
+def generalized_box_iou_over_union(*, boxes1, boxes2):
+    """The penalty divided by the union instead of the hull."""
     a, b = boxes1[:, None], boxes2[None]
     inner = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(0).prod(-1)
-    areas = [(box[..., 2:] - box[..., :2]).prod(-1) for box in (a, b)]
-    union = areas[0] + areas[1] - inner
+    union = sum((box[..., 2:] - box[..., :2]).prod(-1) for box in (a, b)) - inner
     hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(0).prod(-1)
-    return {"giou": inner / union - (hull - union) / (hull if divisor == "hull" else union)}
-
-
-def generalized_box_iou(**given):
-    return literal_generalized_box_iou(**given)
-
-
-def generalized_box_iou_over_union(**given):
-    return literal_generalized_box_iou(**given, divisor="union")
+    return {"giou": inner / union - (hull - union) / union}
 
 
 def set_loss(**given):
     return right("set_loss")(**given)
+
+
+def set_loss_auxiliary_layers_skipped(**given):
+    """Only the last layer's terms enter the total."""
+    outputs = dict(right("set_loss")(**given))
+    alone = {name: value for name, value in given.items() if not name.startswith("aux_")}
+    return {**outputs, "total": dict(right("set_loss")(**{**alone, "auxiliary": False}))["total"]}

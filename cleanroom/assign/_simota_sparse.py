@@ -3,7 +3,7 @@
 All images run together as lists: ground truths of all images one after the other, anchors as b * N + a.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from cleanroom.assign._simota_cost import (
     widen,
 )
 from cleanroom.assign._simota_levels import Levels, search, spread
+from cleanroom.assign._simota_logits import class_logits
 
 # Elements of the largest temporary: small enough for a core's own cache, and PyTorch's grain, beyond which it wakes
 # threads whose barriers cost such short kernels more than they bring.
@@ -36,7 +37,7 @@ def match_sparse(
     labels: Tensor,
     real: Tensor,
     pred_boxes: Tensor,
-    cls_logits: Tensor,
+    cls_logits: Tensor | Sequence[Tensor],
     obj_logits: Tensor,
     grid: Grid,
     levels: Levels,
@@ -71,13 +72,13 @@ class _Costs:
         gt_boxes: Tensor,
         labels: Tensor,
         pred_boxes: Tensor,
-        cls_logits: Tensor,
+        cls_logits: Tensor | Sequence[Tensor],
         obj_logits: Tensor,
         grid: Grid,
         rules: Rules,
     ) -> None:
         self.gt_boxes, self.labels, self.pred_boxes = gt_boxes, labels, pred_boxes
-        self.cls_logits, self.obj_logits = cls_logits.flatten(0, 1), obj_logits.flatten(0, 1)
+        self.cls_logits, self.obj_logits = class_logits(cls_logits), obj_logits.flatten(0, 1)
         self.grid, self.rules = grid, rules
         self._background = pred_boxes.new_empty(len(pred_boxes), dtype=torch.float64)
         self._known = torch.zeros_like(self._background, dtype=torch.bool)
@@ -85,7 +86,7 @@ class _Costs:
     @property
     def penalty_decides(self) -> bool:
         """Whether every free pair costs less than any other pair."""
-        return MAX_CLASS_COST * self.cls_logits.shape[1] + MAX_OVERLAP_COST < self.rules.penalty
+        return MAX_CLASS_COST * self.cls_logits.classes + MAX_OVERLAP_COST < self.rules.penalty
 
     def __call__(self, gt: Tensor, anchor: Tensor) -> Tensor:
         """Return the costs of pairs of ground truths and anchors, (P,) each."""
@@ -93,7 +94,7 @@ class _Costs:
         boxes = self.gt_boxes[gt]
         iou = overlap(corners(boxes), corners(widen(self.pred_boxes[anchor])))
         _, free = regions(boxes, self.grid.at(anchor % len(self.grid.x)), self.rules)
-        label_logits = self.cls_logits[anchor, self.labels[gt]]
+        label_logits = self.cls_logits.entries(anchor, self.labels[gt])
         objectness = self.obj_logits[anchor, 0]
         return pair_cost(self._background[anchor], label_logits, objectness, iou, free, self.rules.penalty)
 
@@ -101,10 +102,8 @@ class _Costs:
         wanted = torch.zeros_like(self._known)
         wanted[anchor] = True
         new = (wanted & ~self._known).nonzero().squeeze(1)
-        for part in new.split(max(1, BLOCK // self.cls_logits.shape[1])):
-            self._background[part] = background_cost(
-                self.cls_logits.index_select(0, part), self.obj_logits.index_select(0, part)
-            )
+        for part in new.split(max(1, BLOCK // self.cls_logits.classes)):
+            self._background[part] = background_cost(self.cls_logits.rows(part), self.obj_logits.index_select(0, part))
         self._known[new] = True
 
 

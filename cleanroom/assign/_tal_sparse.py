@@ -113,12 +113,14 @@ def assign_sparse(scene: Scene, rules: Rules) -> Assignment:
         return result
 
     grid = _grid(scene.points)
+    # Three numbers a row and line of anchors: little beside the pairs.
+    lines = list(_lines(grid, rows))
     if scene.decode:
-        place = _covered(grid, rows, batch)
+        place = _covered(grid, rows, lines, batch)
         for buffer, term in zip(scene.predictions, scene.decode(place), strict=True):
             buffer.view(-1)[place] = term
     chunks = []
-    for row, anchor in _candidates(grid, rows):
+    for row, anchor in _candidates(grid, lines):
         pairs = _weighed(scene, rows, row, anchor, rules)
         chunks.append(pairs.at(_largest(pairs, rules.topk, total)))
     if not chunks:
@@ -153,12 +155,15 @@ def _valid_rows(scene: Scene, rules: Rules) -> Rows:
     )
 
 
-def _covered(grid: Grid, rows: Rows, batch: int) -> Tensor:
+Lines = tuple[Tensor, Tensor, Tensor]
+
+
+def _covered(grid: Grid, rows: Rows, lines: list[Lines], batch: int) -> Tensor:
     """Flat places (b A + a) of the anchors that some row contains, each once."""
     anchors = len(grid.order)
     # Steps up and down where stretches begin and end; their running sum counts the rows that contain an anchor.
     steps = torch.zeros(batch, anchors + 1, dtype=torch.int32)
-    for row, low, length in _lines(grid, rows):
+    for row, low, length in lines:
         begin = (rows.image.index_select(0, row) * (anchors + 1)).add_(low)
         one = torch.ones(len(row), dtype=torch.int32)
         steps.view(-1).index_add_(0, begin, one).index_add_(0, begin + length, one.neg_())
@@ -166,15 +171,15 @@ def _covered(grid: Grid, rows: Rows, batch: int) -> Tensor:
     return grid.order.index_select(0, position).add_(image, alpha=anchors)
 
 
-def _candidates(grid: Grid, rows: Rows) -> Iterator[tuple[Tensor, Tensor]]:
+def _candidates(grid: Grid, lines: list[Lines]) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows (ascending) and anchors of all pairs with the anchor inside, chunk by chunk, rows never divided."""
-    for row, low, length in _lines(grid, rows):
+    for row, low, length in lines:
         for part in _row_groups(row, length):
             stretch, position = _stretches(low[part], length[part])
             yield row[part].index_select(0, stretch), grid.order.index_select(0, position)
 
 
-def _lines(grid: Grid, rows: Rows) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _lines(grid: Grid, rows: Rows) -> Iterator[Lines]:
     """Row (ascending), first place in the grid's order and length of every stretch of anchors inside, in chunks."""
     step = max(1, CHUNK_TABLE // (len(grid.xs) + len(grid.ys)))
     for start in range(0, len(rows.image), step):

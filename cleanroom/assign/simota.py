@@ -15,6 +15,7 @@ overlap counts as 0 towards k (upstream raises on logits, and a NaN box sets eve
 [0, 1]; half-precision inputs are computed in float32; equal costs are taken by lowest anchor index.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from cleanroom.assign._simota_cost import Rules, anchor_grid
 from cleanroom.assign._simota_levels import find_levels
+from cleanroom.assign._simota_logits import as_rows
 from cleanroom.assign._simota_sparse import match_sparse
 from cleanroom.assign._simota_static import match_static
 from cleanroom.paths import data_dependent, take_sparse_path
@@ -50,7 +52,7 @@ def simota_assign(
     gt_classes: Tensor,
     num_gt: Tensor,
     pred_boxes: Tensor,
-    cls_logits: Tensor,
+    cls_logits: Tensor | Sequence[Tensor],
     obj_logits: Tensor,
     strides: Tensor,
     x_shifts: Tensor,
@@ -69,7 +71,7 @@ def simota_assign(
         gt_classes: (B, M) classes, any number dtype; truncated toward zero they lie in [0, C).
         num_gt: (B,) integer; the first num_gt[b] rows of image b are real, the others are ignored.
         pred_boxes: (B, N, 4) decoded boxes (cx, cy, w, h) in pixels, floating.
-        cls_logits: (B, N, C) floating.
+        cls_logits: (B, N, C) floating; or (B, C, n) of each level, which the sparse path reads where they lie.
         obj_logits: (B, N, 1) floating.
         strides: (1, N) stride of each anchor in pixels.
         x_shifts: (1, N) column of each anchor in its level.
@@ -99,7 +101,7 @@ def simota_assign(
     _expect("gt_classes", gt_classes, (images, boxes))
     _expect("num_gt", num_gt, (images,))
     _expect("pred_boxes", pred_boxes, (images, anchors, 4), floating=True)
-    _expect("cls_logits", cls_logits, (images, anchors, num_classes), floating=True)
+    logits = _expect_logits(cls_logits, images, anchors, num_classes)
     _expect("obj_logits", obj_logits, (images, anchors, 1), floating=True)
     _expect("strides", strides, (1, anchors))
     _expect("x_shifts", x_shifts, (1, anchors))
@@ -111,19 +113,19 @@ def simota_assign(
         gt_boxes, gt_classes = gt_boxes.new_zeros(images, 1, 4), gt_classes.new_zeros(images, 1)
     real = torch.arange(gt_boxes.shape[1], device=num_gt.device) < num_gt[:, None]
     labels = torch.where(real, gt_classes, 0).to(torch.int64)
-    tensors = gt_boxes, gt_classes, num_gt, pred_boxes, cls_logits, obj_logits
+    tensors = gt_boxes, gt_classes, num_gt, pred_boxes, *logits, obj_logits
     if data_dependent(*tensors):
         _check_values(num_gt, boxes, labels, num_classes)
 
     grid = anchor_grid(strides, x_shifts, y_shifts)
-    inputs = gt_boxes, gt_classes, labels, real, pred_boxes, cls_logits, obj_logits, grid
+    truths = gt_boxes, gt_classes, labels, real
     levels = find_levels(grid, x_shifts, y_shifts) if take_sparse_path(path, *tensors) else None
     if levels is not None:
-        matched = match_sparse(*inputs, levels, rules)
+        matched = match_sparse(*truths, pred_boxes, cls_logits, obj_logits, grid, levels, rules)
     elif path == "sparse":
         raise ValueError("path 'sparse' needs anchors ordered by level, row and column: see strides and shifts")
     else:
-        matched = match_static(*inputs, rules)
+        matched = match_static(*truths, pred_boxes, as_rows(cls_logits), obj_logits, grid, rules)
     fg_mask = matched[0] >= 0
     return SimOTAResult(fg_mask, *matched, fg_mask.sum(1))
 
@@ -233,6 +235,18 @@ def _expect(name: str, value: Tensor, shape: tuple[int, ...], floating: bool = F
         raise ValueError(f"{name} must have shape {list(shape)}, got {list(value.shape)}")
     if floating and not value.is_floating_point():
         raise TypeError(f"{name} must be floating, got {value.dtype}")
+
+
+def _expect_logits(value: Tensor | Sequence[Tensor], images: int, anchors: int, classes: int) -> list[Tensor]:
+    """The tensors that class logits consist of: rows, or levels."""
+    if isinstance(value, Tensor):
+        _expect("cls_logits", value, (images, anchors, classes), floating=True)
+        return [value]
+    for level in value:
+        _expect("cls_logits", level, (images, classes, *level.shape[2:3]), floating=True)
+    if sum(level.shape[2] for level in value) != anchors:
+        raise ValueError(f"cls_logits must be of {anchors} anchors, got levels of {[v.shape[2] for v in value]}")
+    return list(value)
 
 
 def _check_values(num_gt: Tensor, boxes: int, labels: Tensor, num_classes: int) -> None:

@@ -10,6 +10,7 @@ All of it is float64: of a small box far from the origin float32 corners keep fe
 H, which cancel, none. Pairs are few.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _EPS = 1e-7
-_WITHOUT_FLOAT64 = ("mps",)
+WITHOUT_FLOAT64 = ("mps",)
 
 
 class PairTerms(NamedTuple):
@@ -28,7 +29,7 @@ class PairTerms(NamedTuple):
     iou: Tensor
 
 
-def pair_terms(predictions: list[Tensor], rows: list[Tensor], targets: Tensor) -> PairTerms:
+def pair_terms(predictions: Sequence[Tensor], rows: Sequence[Tensor], targets: Tensor) -> PairTerms:
     """Box terms of matched pairs; gradient to the predictions only.
 
     Args:
@@ -39,27 +40,21 @@ def pair_terms(predictions: list[Tensor], rows: list[Tensor], targets: Tensor) -
     Returns:
         In the promoted dtype of predictions and targets, float32 at least.
     """
-    gradient = torch.is_grad_enabled() and any(given.requires_grad for given in predictions)
-    return PairTerms(*_PairTerms.apply(targets.detach(), gradient, len(predictions), *predictions, *rows))
+    if torch.is_grad_enabled() and any(given.requires_grad for given in predictions):
+        return PairTerms(*_PairTerms.apply(targets.detach(), len(predictions), *predictions, *rows))
+    return PairTerms(*_evaluate(targets, predictions, rows, gradient=False)[0])
 
 
 class _PairTerms(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, targets: Tensor, gradient: bool, parts: int, *given: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, targets: Tensor, parts: int, *given: Tensor) -> tuple[Tensor, ...]:
         predictions, rows = given[:parts], given[parts:]
-        dtype = torch.promote_types(targets.dtype, torch.float32)
-        for prediction in predictions:
-            dtype = torch.promote_types(dtype, prediction.dtype)
-        wide = dtype if targets.device.type in _WITHOUT_FLOAT64 else torch.float64
-        chosen = torch.cat([p.detach().reshape(-1, 4)[own] for p, own in zip(predictions, rows, strict=True)])
-        *terms, slopes = _terms(_planes(chosen, wide), _planes(targets, wide), gradient)
-        distance, loss, iou = (term.to(dtype) for term in terms)
+        (distance, loss, iou), slopes = _evaluate(targets, predictions, rows, gradient=True)
         ctx.parts = parts
         ctx.shapes = [prediction.shape for prediction in predictions]
         ctx.dtypes = [prediction.dtype for prediction in predictions]
         ctx.mark_non_differentiable(iou)
-        if gradient:
-            ctx.save_for_backward(*slopes, *rows)
+        ctx.save_for_backward(*slopes, *rows)
         return distance, loss, iou
 
     @staticmethod
@@ -74,7 +69,20 @@ class _PairTerms(torch.autograd.Function):
             gradient.view(-1, 4).index_put_((own,), some, accumulate=True)
             gradients.append(gradient)
             first += own.shape[0]
-        return None, None, None, *gradients, *(None,) * ctx.parts
+        return None, None, *gradients, *(None,) * ctx.parts
+
+
+def _evaluate(
+    targets: Tensor, predictions: Sequence[Tensor], rows: Sequence[Tensor], *, gradient: bool
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor] | None]:
+    """Distance, loss and IoU of the pairs, and the slopes (4, N) of distance and loss."""
+    dtype = torch.promote_types(targets.dtype, torch.float32)
+    for prediction in predictions:
+        dtype = torch.promote_types(dtype, prediction.dtype)
+    wide = dtype if targets.device.type in WITHOUT_FLOAT64 else torch.float64
+    chosen = torch.cat([p.detach().reshape(-1, 4)[own] for p, own in zip(predictions, rows, strict=True)])
+    *terms, slopes = _terms(_planes(chosen, wide), _planes(targets.detach(), wide), gradient)
+    return tuple(term.to(dtype) for term in terms), slopes
 
 
 def _planes(boxes: Tensor, dtype: torch.dtype) -> Tensor:

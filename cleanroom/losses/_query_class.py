@@ -16,12 +16,15 @@ temporaries stay in the cache. Nothing cancels: softplus(z) keeps its digits whe
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
+
+from cleanroom.losses._pair_boxes import WITHOUT_FLOAT64
 
 #: Elements that one thread works on at a time: PyTorch splits an operation over threads from this size on, and four
 #: temporaries of it in float32 take half of an L2 cache of 1 MiB.
@@ -81,58 +84,19 @@ def class_sums(
         (I,) sums, float32, or float64 for float64 scores. Half scores are computed in float32, and their gradient
         is rounded once, after it was multiplied with the gradient of the sums.
     """
-    gradient = torch.is_grad_enabled() and scores.requires_grad
-    return _ClassSums.apply(scores, images, entries, quality, form, scale, kept, counts, gradient)
+    given = images, entries, quality, form, scale, kept, counts
+    if torch.is_grad_enabled() and scores.requires_grad:
+        return _ClassSums.apply(scores, *given)
+    return _sums(scores, *given, None)
 
 
 class _ClassSums(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        scores: Tensor,
-        images: Tensor,
-        entries: Tensor,
-        quality: Tensor,
-        form: ClassForm,
-        scale: float,
-        kept: Tensor | None,
-        counts: Sequence[int] | None,
-        gradient: bool,
-    ) -> Tensor:
-        number, queries, classes = scores.shape
-        dtype = torch.promote_types(scores.dtype, torch.float32)
-        # A view, also for the denoising part of a split along the queries.
-        flat = scores.detach().reshape(number, queries * classes)
-        whole = scores.new_empty(flat.shape, dtype=dtype) if gradient else None
-        sums = scores.new_empty(number, dtype=dtype)
-        firsts = [0, len(entries)] if counts is None else [0]
-        for count in counts or ():
-            firsts.append(firsts[-1] + count)
-        for start, end in _spans(number, queries * classes, whole=counts is None):
-            values = _background(flat[start:end].to(dtype), form, scale, None if whole is None else whole[start:end])
-            pairs = slice(None) if counts is None else slice(firsts[start], firsts[end])
-            values[images[pairs] - start, entries[pairs]] = 0
-            if kept is not None:
-                values.view(-1, queries, classes).masked_fill_(~kept[start:end, :, None], 0)
-            sums[start:end] = values.sum(1)
-        sums.mul_(scale * form.background)
-
-        poison = None
-        if whole is not None and form.kind != "focal" and counts is not None and not bool(quality.isfinite().all()):
-            # Upstream multiplies rows of the one-hot matrix with the quality: NaN reaches all classes of a query.
-            poison = (quality - quality).to(dtype)
-        matched, slope = _matched(flat[images, entries].to(dtype), quality.to(dtype), form, scale)
-        if kept is not None:
-            matched = matched.masked_fill(~kept[images, entries // classes], 0)
-        sums.index_add_(0, images, matched)
-        if whole is not None:
-            whole[images, entries] = slope
-            if poison is not None:
-                whole.view(scores.shape)[images, entries // classes] += poison[:, None]
-            if kept is not None:
-                whole.view(scores.shape).masked_fill_(~kept[..., None], 0)
-            ctx.save_for_backward(whole)
-        ctx.dtype, ctx.shape = scores.dtype, scores.shape
+    def forward(ctx: Any, scores: Tensor, *given: Any) -> Tensor:
+        whole = scores.new_empty(scores.shape, dtype=_wide(scores))
+        sums = _sums(scores, *given, whole)
+        ctx.save_for_backward(whole)
+        ctx.dtype, ctx.arguments = scores.dtype, len(given)
         return sums
 
     @staticmethod
@@ -142,8 +106,61 @@ class _ClassSums(torch.autograd.Function):
         # The total of a training step weighs all sums by 1; looking costs nothing on the CPU, and saves a pass.
         looks = incoming.device.type == "cpu" and not torch.compiler.is_compiling()
         if not (looks and bool((incoming == 1).all())):
-            whole = whole * incoming[:, None]
-        return whole.view(ctx.shape).to(ctx.dtype), *(None,) * 8
+            whole = whole * incoming[:, None, None]
+        return whole.to(ctx.dtype), *(None,) * ctx.arguments
+
+
+def _sums(
+    scores: Tensor,
+    images: Tensor,
+    entries: Tensor,
+    quality: Tensor,
+    form: ClassForm,
+    scale: float,
+    kept: Tensor | None,
+    counts: Sequence[int] | None,
+    gradient: Tensor | None,
+) -> Tensor:
+    """See `class_sums`; the gradient of the sums is written into `gradient` (I, Q, C), where there is one."""
+    number, queries, classes = scores.shape
+    dtype = _wide(scores)
+    # Views, also of the denoising part of a split along the queries.
+    flat = scores.detach().reshape(number, queries * classes)
+    slopes = None if gradient is None else gradient.view(number, queries * classes)
+    sums = scores.new_empty(number, dtype=dtype)
+    firsts = [0, *accumulate(counts or ())]
+    for start, end in _spans(number, queries * classes, whole=counts is None):
+        values = _background(flat[start:end].to(dtype), form, scale, None if slopes is None else slopes[start:end])
+        pairs = slice(None) if counts is None else slice(firsts[start], firsts[end])
+        values[images[pairs] - start, entries[pairs]] = 0
+        if kept is not None:
+            values.view(-1, queries, classes).masked_fill_(~kept[start:end, :, None], 0)
+        sums[start:end] = values.sum(1)
+    sums.mul_(scale * form.background)
+
+    matched, of_matched = _matched(flat[images, entries].to(dtype), quality.to(dtype), form, scale)
+    if kept is not None:
+        matched = matched.masked_fill(~kept[images, entries // classes], 0)
+    sums.add_(sums_by_image(matched, images, number))
+    if slopes is None:
+        return sums
+    slopes[images, entries] = of_matched
+    if form.kind != "focal" and counts is not None and not bool(quality.isfinite().all()):
+        # Upstream multiplies rows of the one-hot matrix with the quality: NaN reaches all classes of a query.
+        gradient[images, entries // classes] += (quality - quality).to(dtype)[:, None]
+    if kept is not None:
+        gradient.masked_fill_(~kept[..., None], 0)
+    return sums
+
+
+def sums_by_image(values: Tensor, images: Tensor, number: int) -> Tensor:
+    """(I,) sums of the values (N,) of each image; one after another, hence in float64 where there is such a thing."""
+    wide = values.dtype if values.device.type in WITHOUT_FLOAT64 else torch.float64
+    return values.new_zeros(number, dtype=wide).index_add(0, images, values.to(wide)).to(values.dtype)
+
+
+def _wide(scores: Tensor) -> torch.dtype:
+    return torch.promote_types(scores.dtype, torch.float32)
 
 
 def _spans(images: int, entries: int, *, whole: bool) -> list[tuple[int, int]]:
@@ -183,7 +200,8 @@ def _matched(scores: Tensor, quality: Tensor, form: ClassForm, scale: float) -> 
             return entropy * scale, slope * scale
         # Upstream's weight depends on the score in a product with 0, which an infinite score makes NaN.
         weight = quality * scale
-        return entropy * weight, slope * weight + (entropy - entropy)
+        value = entropy * weight
+        return value, slope * weight + (entropy - entropy) if form.gamma else slope * weight
     p, rest = scores.sigmoid(), (-scores).sigmoid()
     modulation = _power(rest, form.gamma) * (scale * (form.alpha if form.alpha > 0 else 1.0))
     return modulation * against, -modulation * (rest + form.gamma * against * p)

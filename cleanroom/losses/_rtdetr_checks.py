@@ -1,14 +1,23 @@
-"""What RT-DETR's loss rejects, each with a message that names the argument. Values are only looked at by `classes`
-and, if asked to, by `pairs`: on an accelerator that would make the host wait.
+"""What RT-DETR's loss rejects, each with a message that names the argument.
+
+Values are looked at where that costs nothing (`readable`): on an accelerator it would make the host wait.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from cleanroom.paths import data_dependent
+
 _REDUCTIONS = ("sum", "none")
 _INDICES = (torch.int64, torch.int32)
+
+
+def readable(*tensors: Tensor) -> bool:
+    """Whether values may be looked at: on the CPU, not traced, and not fake."""
+    return data_dependent(*tensors) and all(type(tensor) is Tensor for tensor in tensors)
 
 
 def reduction(given: str) -> None:
@@ -35,8 +44,9 @@ def predictions(
         raise ValueError(f"{names[1]} must have num_classes = {num_classes} columns, got {scores.shape[3]}")
 
 
-def ground_truths(cls: Tensor, boxes: Tensor, gt_groups: Sequence[int], scores: Tensor) -> list[int]:
+def ground_truths(given: Mapping[str, Any], scores: Tensor) -> list[int]:
     """Reject ground truths that do not fit together; return their number in each image."""
+    cls, boxes, gt_groups = given["cls"], given["bboxes"], given["gt_groups"]
     if cls.dtype not in _INDICES:
         raise TypeError(f"cls must be int64 or int32, got {cls.dtype}")
     if not boxes.is_floating_point():
@@ -56,7 +66,7 @@ def ground_truths(cls: Tensor, boxes: Tensor, gt_groups: Sequence[int], scores: 
 
 def classes(cls: Tensor, num_classes: int) -> None:
     """Reject classes without a column."""
-    if cls.numel() and not (cls.min() >= 0 and cls.max() < num_classes):
+    if cls.numel() and readable(cls) and not (cls.min() >= 0 and cls.max() < num_classes):
         raise ValueError(f"cls holds a class outside [0, {num_classes})")
 
 
@@ -101,8 +111,8 @@ def counts(name: str, given: Sequence[int], indices: Tensor, boxes: Tensor) -> l
     return list(given)
 
 
-def pairs(given: Sequence[tuple[Tensor, Tensor]], boxes: Tensor, truths: int, *, name: str, values: bool) -> None:
-    """Reject pairs of another number of images, of two lengths, or (`values`) outside queries or ground truths."""
+def pairs(given: Sequence[tuple[Tensor, Tensor]], boxes: Tensor, truths: int, *, name: str) -> None:
+    """Reject pairs of another number of images, of two lengths, or outside queries or ground truths."""
     truth_name = "dn_gt_idx" if name == "dn_pos_idx" else name
     if len(given) != boxes.shape[1]:
         raise ValueError(f"{name} is for {len(given)} images, the predictions are of {boxes.shape[1]}")
@@ -111,7 +121,8 @@ def pairs(given: Sequence[tuple[Tensor, Tensor]], boxes: Tensor, truths: int, *,
             raise ValueError(
                 f"{name} of image {image} has {queries.shape[0]} queries for {some.shape[0]} repeated ground truths"
             )
-    if not values or not any(len(queries) for queries, _ in given):
+    flat = [indices for pair in given for indices in pair]
+    if not any(len(indices) for indices in flat) or not readable(*flat):
         return
     for what, end, own in (
         (name, boxes.shape[2], torch.cat([queries for queries, _ in given])),

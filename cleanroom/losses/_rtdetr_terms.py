@@ -10,7 +10,7 @@ from cleanroom.assign._matching_op import matched_layers
 from cleanroom.assign.hungarian import match_layers
 from cleanroom.assign.matching_cost import CostTerms
 from cleanroom.losses._pair_boxes import PairTerms, pair_terms
-from cleanroom.losses._query_class import ClassForm, class_sums
+from cleanroom.losses._query_class import ClassForm, class_sums, sums_by_image
 
 TERMS = ("class", "bbox", "giou")
 """The terms, in the order of every result; names of the gains."""
@@ -160,8 +160,8 @@ def _layer_terms(stack: Layers, pairs: PairTerms, cls: Tensor, settings: Setting
         if kept is not None:
             values = values.masked_fill(~kept[matches.images, matches.queries].flatten(), 0)
         if per_image:
-            by_image = values.new_zeros(number * batch).index_add(0, images, values)
-            terms.append(by_image.view(number, batch) * (settings.gain[name] / divisor))
+            by_image = sums_by_image(values, images, number * batch).view(number, batch)
+            terms.append(by_image * (settings.gain[name] / divisor))
         else:
             by_layer = values.view(number, count).sum(1)
             terms.append(by_layer * (settings.gain[name] / (divisor if kept is None else divisor.squeeze(1))))

@@ -1,12 +1,14 @@
 """What a YOLO head's box channels mean: anchor grid, distances of the sides, boxes (boxes.md, sections 1, 2 and 6)."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cleanroom.anchors import make_anchors
 from cleanroom.overlap import BoxTerms, box_terms
 
 # Box channels decoded together: those of the anchors asked for stay in the caches, those of all fill a device.
@@ -30,14 +32,26 @@ def make_geometry(
     levels: Sequence[Sequence[int]], strides: Sequence[float], dtype: torch.dtype, device: torch.device
 ) -> Geometry:
     """Geometry of levels of (rows, columns) cells; coordinates are rounded to `dtype`, as those of upstream are."""
-    points, sides = [], []
-    for (rows, columns), stride in zip(levels, strides, strict=False):
-        y, x = (torch.arange(count, device=device).to(dtype) + 0.5 for count in (rows, columns))
-        points.append(torch.stack((x.expand(rows, -1), y[:, None].expand(-1, columns)), -1).view(-1, 2))
-        sides.append(torch.full((rows * columns, 1), stride, dtype=dtype, device=device))
+    cells = tuple((rows, columns) for rows, columns in levels)
+    if torch.compiler.is_compiling():
+        return _geometry(cells, tuple(strides), dtype, device)
+    return _remembered(cells, tuple(strides), dtype, device)
+
+
+def _geometry(
+    levels: tuple[tuple[int, int], ...], strides: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> Geometry:
+    maps = [torch.empty(1, 0, rows, columns, dtype=dtype, device=device) for rows, columns in levels]
     rows, columns = levels[0]
     size = (_rounded(columns * strides[0], dtype), _rounded(rows * strides[0], dtype))
-    return Geometry(torch.cat(points), torch.cat(sides), size)
+    return Geometry(*make_anchors(maps, strides), size)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _remembered(*given) -> Geometry:
+    """The same step after step; making it again costs a tenth of a small call. A few sizes: images may vary."""
+    return _geometry(*given)
 
 
 def _rounded(value: float, dtype: torch.dtype) -> float:
@@ -46,16 +60,17 @@ def _rounded(value: float, dtype: torch.dtype) -> float:
     return float(value) if exact else torch.tensor(float(value), dtype=dtype).item()
 
 
-def distances(rows: Tensor, reg_max: int) -> Tensor:
+def distances(rows: Tensor, reg_max: int, *, exact: bool = False) -> Tensor:
     """Distances (..., 4) of the sides in cells, of channels (..., 4 R): expectations of R > 1 bins, else as they are.
 
-    In the dtype of the channels, or of the autocast around: the expectation is a matrix product, as upstream's, whose
-    bits decide who is assigned.
+    In the dtype of the channels, or of the autocast around: the expectation is a matrix product as upstream's is, whose
+    bits decide who is assigned. `exact` ones care for neither.
     """
     if reg_max == 1:
         return rows
     share = rows.unflatten(-1, (4, reg_max)).softmax(-1)
-    return share @ torch.arange(reg_max, dtype=share.dtype, device=rows.device)
+    bins = torch.arange(reg_max, dtype=share.dtype, device=rows.device)
+    return (share * bins).sum(-1) if exact else share @ bins
 
 
 def boxes_around(points: Tensor, sides: Tensor) -> Tensor:

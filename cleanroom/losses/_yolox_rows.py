@@ -7,13 +7,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from cleanroom.losses.yolox_iou import pair_terms
 
 #: Offset of the logarithm of the L1 target.
 LOG_OFFSET = 1e-8
-#: Where softplus(x) is x in every dtype.
-SOFTPLUS_LINEAR = 40
 
 
 class Foreground(NamedTuple):
@@ -33,12 +32,14 @@ class Foreground(NamedTuple):
             return values
         return torch.where(self.valid.view(-1, *[1] * (values.ndim - 1)), values, 0)
 
-    def per_image(self, values: Tensor, images: int) -> Tensor:
-        """Sums (B,) of values (R,)."""
+    def total(self, values: Tensor, images: int | None) -> Tensor:
+        """Sum of values (R, ...), or with the number of `images` sums (B,)."""
         values = self.keep(values)
+        if images is None:
+            return values.sum()
         if self.valid is not None:
-            return values.view(images, -1).sum(1)
-        return values.new_zeros(images).index_add_(0, self.image, values)
+            return values.reshape(images, -1).sum(1)
+        return values.new_zeros(images).index_add_(0, self.image, values.flatten(1).sum(1))
 
 
 def foreground(mask: Tensor, slots: int | None) -> Foreground:
@@ -62,48 +63,50 @@ def foreground(mask: Tensor, slots: int | None) -> Foreground:
 
 
 def objectness_terms(logits: Tensor, mask: Tensor, ignore: Tensor | None, slopes: bool) -> tuple[Tensor, Tensor]:
-    """Binary cross entropy of logits (B, N) against a mask: sums (B,), and with `slopes` sigmoid - target (B, N).
+    """Binary cross entropy of logits (B, N) against a mask, and with `slopes` sigmoid - target, (B, N) both.
 
-    A positive is a negative of the opposite sign: nothing cancels, and a logit that is infinite on the right side
-    costs 0.
+    Formed as PyTorch forms it, `(1 - t) x - ln sigmoid(x)`, so that single elements have upstream's bits.
     """
-    signed = torch.where(mask, -logits, logits)
-    loss = torch.ops.aten.softplus(signed, 1, SOFTPLUS_LINEAR)
+    loss = torch.where(mask, 0, logits).sub_(logsigmoid(logits))
     if ignore is not None:
         loss = loss.masked_fill(ignore, 0)
     if not slopes:
-        return loss.sum(1), loss[:0]
-    slope = signed.sigmoid_()
-    slope = torch.where(mask, -slope, slope)
-    return loss.sum(1), slope if ignore is None else slope.masked_fill(ignore, 0)
+        return loss, loss[:0]
+    slope = logits.sigmoid().sub_(mask.to(logits.dtype))
+    return loss, slope if ignore is None else slope.masked_fill(ignore, 0)
 
 
 def class_terms(logits: Tensor, labels: Tensor, values: Tensor, slopes: bool) -> tuple[Tensor, Tensor]:
-    """Binary cross entropy of logits (R, C) against `values` at `labels` and 0 elsewhere: sums (R,), slopes (R, C)."""
+    """Binary cross entropy of logits (R, C) against `values` at `labels` and 0 elsewhere, and slopes, (R, C)."""
     place = labels[:, None]
-    own = logits.gather(1, place)
-    target = values[:, None].to(logits.dtype)
-    loss = torch.ops.aten.softplus(logits, 1, SOFTPLUS_LINEAR)
-    own_loss = (1 - target) * own + torch.ops.aten.softplus(-own, 1, SOFTPLUS_LINEAR)
-    sums = loss.scatter_(1, place, own_loss).sum(1)
+    own, target = logits.gather(1, place), values[:, None].to(logits.dtype)
+    log = logsigmoid(logits)
+    own_loss = (1 - target) * own - log.gather(1, place)
+    loss = (logits - log).scatter_(1, place, own_loss)
     if not slopes:
-        return sums, logits[:0]
-    return sums, logits.sigmoid().scatter_(1, place, own.sigmoid() - target)
+        return loss, logits[:0]
+    probability = logits.sigmoid()
+    return loss, probability.scatter_(1, place, probability.gather(1, place) - target)
 
 
-def distance_targets(boxes: Tensor, x: Tensor, y: Tensor, stride: Tensor) -> Tensor:
-    """Raw values (R, 4) that decode to boxes (R, 4) at cells x, y of strides, (R,) each; a side of 0 gives -18.42."""
-    centre = boxes[:, :2] / stride[:, None] - torch.stack([x, y], 1)
-    return torch.cat([centre, (boxes[:, 2:] / stride[:, None] + LOG_OFFSET).log()], 1)
+def distance_targets(boxes: Tensor, cells: Tensor) -> Tensor:
+    """Raw values (R, 4) that decode to boxes (R, 4) at cells (3, R): columns, rows and strides.
+
+    A side of 0 gives ln 1e-8 = -18.42, a negative one NaN.
+    """
+    found = boxes / cells[2, :, None]
+    found[:, :2] -= cells[:2].mT
+    found[:, 2:].add_(LOG_OFFSET).log_()
+    return found
 
 
 def distance_terms(raw: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """L1 distance of raw values (R, 4): sums (R,) and slopes (R, 4), 0 where equal."""
+    """L1 distance of raw values (R, 4), and slopes, 0 where equal."""
     difference = raw - targets
-    return difference.abs().sum(1), difference.sign()
+    return difference.abs(), difference.sign()
 
 
-def overlap_terms(pred: Tensor, boxes: Tensor, slopes: bool) -> tuple[Tensor, Tensor]:
-    """`1 - IoU^2` of boxes (R, 4): losses (R,) and slopes (R, 4)."""
-    loss, slope, _ = pair_terms(pred, boxes, "iou", slopes)
-    return loss, slope.mT
+def overlap_terms(pred: Tensor, boxes: Tensor, slopes: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """`1 - IoU^2` of boxes (R, 4): losses (R,), slopes (R, 4), and the plain IoU (R,), 0 where the union is."""
+    found = pair_terms(pred, boxes, "iou", slopes)
+    return found.loss, found.by_pred.mT, torch.where(found.union == 0, 0, found.inner / found.union)

@@ -1,4 +1,4 @@
-"""The four terms of YOLOX's loss as sums an image, with their gradient.
+"""The four terms of YOLOX's loss as sums over the batch or an image, with their gradient.
 
 The forward pass reads the objectness of all anchors and the rows of foreground anchors, and keeps derivatives of just
 that size; the backward pass fills one tensor of the predictions' size with zeros and writes them into it.
@@ -34,11 +34,11 @@ class Targets(NamedTuple):
     anchor: Tensor
     valid: Tensor | None
     boxes: Tensor | None
-    """(R, 4) matched boxes; None: no box term."""
+    """(R, 4) matched boxes; None: no box term, and `values` are given."""
     labels: Tensor
     """(R,) int64 classes in [0, C)."""
-    values: Tensor
-    """(R,) soft label of that class."""
+    values: Tensor | None = None
+    """(R,) soft label of that class; None: the overlap with the matched box."""
 
     @property
     def foreground(self) -> Foreground:
@@ -47,7 +47,7 @@ class Targets(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """Sums an image, (B,) each, in float32 or wider."""
+    """Sums, 0-dim or (B,) each, in float32 or wider."""
 
     iou: Tensor
     obj: Tensor
@@ -55,29 +55,44 @@ class Terms(NamedTuple):
     l1: Tensor
 
 
-def row_terms(outputs: Tensor, targets: Targets) -> Terms:
+def row_terms(outputs: Tensor, targets: Targets, each_image: bool) -> Terms:
     """Terms of decoded rows (B, N, 5 + C); l1 is 0."""
-    return Terms(*_RowTerms.apply(outputs, *targets))
+    return Terms(*_RowTerms.apply(torch.is_grad_enabled(), each_image, outputs, *targets))
 
 
-def map_terms(
-    rows: Tensor, targets: Targets, cells: tuple[Tensor, Tensor, Tensor] | None, stride: Tensor, maps: Sequence[Tensor]
-) -> Terms:
-    """Terms of raw maps whose decoded `rows` (B, N, 5 + C) are given, with gradient to the maps.
+class Rows(NamedTuple):
+    """What is read of raw maps, constants: objectness of all anchors, the rest of the R rows that targets name."""
 
-    `cells`: the raw box channels (B, N, 4), columns and rows (N,), for the L1 term; None: no such term.
-    """
-    raw, x, y = (None, None, None) if cells is None else cells
-    return Terms(*_MapTerms.apply(rows, raw, x, y, stride, *targets, *maps))
+    objectness: Tensor
+    """(B, N) logits."""
+    raw: Tensor
+    """(R, 4) raw box values."""
+    classes: Tensor
+    """(R, C) logits."""
+    cells: Tensor
+    """(3, R) columns, rows and strides."""
 
 
-def raw_terms(raw: Tensor, targets: Targets, x: Tensor, y: Tensor, stride: Tensor) -> Tensor:
-    """The L1 term (B,) of raw boxes (B, N, 4); cells and strides (N,)."""
-    return _RawTerms.apply(raw, x, y, stride, targets.image, targets.anchor, targets.valid, targets.boxes)
+def map_terms(rows: Rows, targets: Targets, maps: Sequence[Tensor], *, use_l1: bool, each_image: bool) -> Terms:
+    """Terms of raw maps of which `rows` were read, with gradient to the maps; l1 is 0 unless asked for."""
+    return Terms(*_MapTerms.apply(torch.is_grad_enabled(), each_image, use_l1, *rows, *targets, *maps))
+
+
+def raw_targets(targets: Targets, x: Tensor, y: Tensor, stride: Tensor, dtype: torch.dtype) -> Tensor:
+    """Raw values (R, 4) that the boxes of the rows have, from cells and strides (N,)."""
+    cells = torch.stack([x, y, stride])[:, targets.anchor].to(dtype)
+    return distance_targets(targets.boxes.to(dtype), cells)
+
+
+def raw_terms(raw: Tensor, wanted: Tensor, targets: Targets, each_image: bool) -> Tensor:
+    """The L1 term of raw boxes (B, N, 4) against raw values (R, 4)."""
+    some = targets.foreground
+    losses = (some.of(raw).to(wanted.dtype) - wanted).abs()
+    return some.total(losses, len(raw) if each_image else None)
 
 
 def working_dtype(outputs: Tensor, *others: Tensor | None) -> torch.dtype:
-    """The dtype that everything is computed in: float64 if any is, else float32."""
+    """The dtype of sums over many elements: float64 if any of these is, else float32."""
     dtype = torch.promote_types(outputs.dtype, torch.float32)
     for other in others:
         if other is not None:
@@ -85,33 +100,49 @@ def working_dtype(outputs: Tensor, *others: Tensor | None) -> torch.dtype:
     return dtype
 
 
-def _forward(outputs: Tensor, targets: Targets, slopes: bool) -> tuple[Terms, tuple[Tensor, Tensor, Tensor]]:
-    """Terms without L1, and the slopes by boxes (R, 4), objectness (B, N) and classes (R, C)."""
-    dtype = working_dtype(outputs, targets.boxes, targets.values)
-    some, images = targets.foreground, len(outputs)
-    rows = some.of(outputs).to(dtype)
-    obj, by_obj = objectness_terms(outputs[..., 4].to(dtype), targets.positive, targets.ignore, slopes)
-    cls, by_cls = class_terms(rows[:, 5:], targets.labels, targets.values, slopes)
-    none = obj.new_zeros(images)
-    if targets.boxes is None:
-        iou, by_box = none, rows.new_zeros(len(rows) if slopes else 0, 4)
-    else:
-        losses, by_box = overlap_terms(rows[:, :4], targets.boxes.to(dtype), slopes)
-        iou = some.per_image(losses, images)
-    terms = Terms(iou, obj, some.per_image(cls, images), none)
-    return terms, (some.keep(by_box) if slopes else by_box, by_obj, some.keep(by_cls) if slopes else by_cls)
+def box_dtype(outputs: Tensor, boxes: Tensor) -> torch.dtype:
+    """The dtype of what is computed of the few foreground boxes: float64 on the CPU."""
+    return torch.float64 if outputs.device.type == "cpu" else working_dtype(outputs, boxes)
 
 
-def _block(some: Foreground, by_box: Tensor, by_cls: Tensor, grad_cls: Tensor) -> Tensor:
-    """Gradient rows (R, 5 + C) with scaled box and class columns; the column between is written elsewhere."""
-    return torch.cat([by_box, by_box.new_zeros(len(by_box), 1), by_cls * grad_cls[some.image, None]], 1)
+def _forward(
+    objectness: Tensor, boxes: Tensor, classes: Tensor, targets: Targets, each_image: bool, slopes: bool
+) -> tuple[Terms, tuple[Tensor, Tensor, Tensor]]:
+    """Terms without L1 of logits (B, N), boxes (R, 4) and logits (R, C), and the slopes by the three of them."""
+    some, images = targets.foreground, len(objectness) if each_image else None
+    dtype = working_dtype(objectness, targets.boxes, targets.values)
+    losses, by_obj = objectness_terms(objectness.to(dtype), targets.positive, targets.ignore, slopes)
+    obj = losses.sum(1) if each_image else losses.sum()
+    iou, by_box, values = torch.zeros_like(obj), boxes.new_zeros(boxes.shape if slopes else (0, 4)), targets.values
+    if targets.boxes is not None:
+        losses, by_box, overlaps = overlap_terms(boxes, targets.boxes, slopes)
+        iou, values = some.total(losses, images), overlaps if values is None else values
+    losses, by_cls = class_terms(classes.to(dtype), targets.labels, values, slopes)
+    terms = Terms(iou, obj, some.total(losses, images), torch.zeros_like(obj))
+    return terms, (by_obj, some.keep(by_box) if slopes else by_box, some.keep(by_cls) if slopes else by_cls)
+
+
+def _block(by_box: Tensor, by_cls: Tensor, dtype: torch.dtype) -> Tensor:
+    """Gradient rows (R, 5 + C) of box and class columns; the column between is written elsewhere."""
+    return torch.cat([by_box, by_box.new_zeros(len(by_box), 1), by_cls], 1).to(dtype)
+
+
+def _at(grad: Tensor, image: Tensor) -> Tensor:
+    """The gradient of a term for rows of images (R,): 0-dim, or (R, 1)."""
+    return grad if grad.ndim == 0 else grad[image, None]
+
+
+def _of_objectness(by_obj: Tensor, grad: Tensor) -> Tensor:
+    return by_obj * (grad if grad.ndim == 0 else grad[:, None])
 
 
 class _RowTerms(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, outputs: Tensor, *given: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(ctx, track: bool, each_image: bool, outputs: Tensor, *given: Tensor | None) -> tuple[Tensor, ...]:
         targets = Targets(*given)
-        terms, slopes = _forward(outputs, targets, ctx.needs_input_grad[0])
+        rows = targets.foreground.of(outputs)
+        read = outputs[..., 4], rows[:, :4], rows[:, 5:]
+        terms, slopes = _forward(*read, targets, each_image, track and ctx.needs_input_grad[2])
         ctx.save_for_backward(targets.image, targets.anchor, *slopes)
         ctx.like = outputs.shape, outputs.dtype
         return tuple(terms)
@@ -119,94 +150,51 @@ class _RowTerms(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, iou: Tensor, obj: Tensor, cls: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        image, anchor, by_box, by_obj, by_cls = ctx.saved_tensors
-        some = Foreground(image, anchor, None)
+        image, anchor, by_obj, by_box, by_cls = ctx.saved_tensors
         shape, dtype = ctx.like
         grad = obj.new_zeros(shape, dtype=dtype)
-        grad[image, anchor] = _block(some, by_box * iou[image, None], by_cls, cls).to(dtype)
-        grad[..., 4] = by_obj * obj[:, None]
-        return grad, *[None] * len(Targets._fields)
+        grad[image, anchor] = _block(by_box * _at(iou, image), by_cls * _at(cls, image), dtype)
+        grad[..., 4] = _of_objectness(by_obj, obj)
+        return None, None, grad, *[None] * len(Targets._fields)
 
 
 class _MapTerms(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx,
-        rows: Tensor,
-        raw: Tensor | None,
-        x: Tensor | None,
-        y: Tensor | None,
-        stride: Tensor,
-        *given: Tensor | None,
-    ) -> tuple[Tensor, ...]:
-        count = len(Targets._fields)
-        targets, maps = Targets(*given[:count]), given[count:]
-        slopes = any(ctx.needs_input_grad)
-        terms, (by_box, by_obj, by_cls) = _forward(rows, targets, slopes)
-        some = targets.foreground
+    def forward(ctx, track: bool, each_image: bool, use_l1: bool, *given: Tensor | None) -> tuple[Tensor, ...]:
+        first, second = len(Rows._fields), len(Rows._fields) + len(Targets._fields)
+        rows, targets, maps = Rows(*given[:first]), Targets(*given[first:second]), given[second:]
+        slopes, some = track and any(ctx.needs_input_grad), targets.foreground
+        # Decoded again from the raw values: the assigner's boxes have been rounded to the maps' dtype, and where a
+        # trained head meets its box that rounding would decide on which side.
+        dtype = box_dtype(rows.raw, targets.boxes)
+        cells, raw = rows.cells.to(dtype), rows.raw.to(dtype)
+        scale = cells[2, :, None]
+        boxes = torch.cat([(raw[:, :2] + cells[:2].mT) * scale, raw[:, 2:].exp() * scale], 1)
+        read = rows.objectness, boxes, rows.classes
+        terms, (by_obj, by_box, by_cls) = _forward(*read, targets, each_image, slopes)
         by_raw = by_box[:0]
-        if raw is not None:
-            l1, by_raw = _distance(raw, targets.boxes, x, y, stride, some)
-            terms = terms._replace(l1=some.per_image(l1, len(rows)))
+        if use_l1:
+            losses, by_raw = distance_terms(raw, distance_targets(targets.boxes.to(dtype), cells))
+            by_raw = some.keep(by_raw)
+            terms = terms._replace(l1=some.total(losses, len(rows.objectness) if each_image else None))
         if slopes:
             # d centre / d raw is the stride, d side / d raw the side.
-            by_box = by_box.clone()
-            by_box[:, :2] *= stride[some.anchor, None]
-            by_box[:, 2:] *= some.keep(some.of(rows)[:, 2:4].to(by_box.dtype))
-        ctx.save_for_backward(targets.image, targets.anchor, by_box, by_obj, by_cls, by_raw)
-        ctx.like = (len(rows), rows.shape[2], rows.shape[1]), rows.dtype
+            by_box = by_box * some.keep(torch.cat([scale, scale, boxes[:, 2:]], 1))
+        ctx.save_for_backward(targets.image, targets.anchor, by_obj, by_box, by_cls, by_raw)
+        ctx.like = (len(maps[0]), maps[0].shape[1], rows.objectness.shape[1]), maps[0].dtype
         ctx.levels = [level.shape[2:] for level in maps]
-        ctx.with_l1 = raw is not None
+        ctx.use_l1, ctx.given = use_l1, second
         return tuple(terms)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, iou: Tensor, obj: Tensor, cls: Tensor, l1: Tensor) -> tuple[Tensor | None, ...]:
-        image, anchor, by_box, by_obj, by_cls, by_raw = ctx.saved_tensors
-        some = Foreground(image, anchor, None)
+        image, anchor, by_obj, by_box, by_cls, by_raw = ctx.saved_tensors
         shape, dtype = ctx.like
-        by_box = by_box * iou[image, None]
-        if ctx.with_l1:
-            by_box = by_box + by_raw * l1[image, None]
+        by_box = by_box * _at(iou, image)
+        if ctx.use_l1:
+            by_box = by_box + by_raw * _at(l1, image)
         grad = obj.new_zeros(shape, dtype=dtype)
-        grad[image, :, anchor] = _block(some, by_box, by_cls, cls).to(dtype)
-        grad[:, 4] = by_obj * obj[:, None]
-        return *[None] * (5 + len(Targets._fields)), *split_levels(grad, ctx.levels)
-
-
-class _RawTerms(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx,
-        raw: Tensor,
-        x: Tensor,
-        y: Tensor,
-        stride: Tensor,
-        image: Tensor,
-        anchor: Tensor,
-        valid: Tensor | None,
-        boxes: Tensor,
-    ) -> Tensor:
-        some = Foreground(image, anchor, valid)
-        losses, slopes = _distance(raw, boxes, x, y, stride, some)
-        ctx.save_for_backward(image, anchor, slopes)
-        ctx.like = raw.shape, raw.dtype
-        return some.per_image(losses, len(raw))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        image, anchor, slopes = ctx.saved_tensors
-        shape, dtype = ctx.like
-        result = grad.new_zeros(shape, dtype=dtype)
-        result[image, anchor] = (slopes * grad[image, None]).to(dtype)
-        return result, *[None] * 7
-
-
-def _distance(
-    raw: Tensor, boxes: Tensor, x: Tensor, y: Tensor, stride: Tensor, some: Foreground
-) -> tuple[Tensor, Tensor]:
-    dtype = working_dtype(raw, boxes)
-    at = (cell[some.anchor].to(dtype) for cell in (x, y, stride))
-    losses, slopes = distance_terms(some.of(raw).to(dtype), distance_targets(boxes.to(dtype), *at))
-    return losses, some.keep(slopes)
+        grad[image, :, anchor] = _block(by_box, by_cls * _at(cls, image), dtype)
+        grad[:, 4] = _of_objectness(by_obj, obj)
+        return None, None, None, *[None] * ctx.given, *split_levels(grad, ctx.levels)

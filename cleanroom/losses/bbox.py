@@ -40,7 +40,7 @@ def bbox_loss(
 
     With w the sum of an anchor's target scores and S `target_scores_sum`: ``loss_iou = sum w (1 - CIoU) / S``;
     ``loss_dfl = sum w DFL / S`` over distances clamped to [0, R - 1.01], or for one bin ``sum w L1 / S`` of
-    `distance_l1`. Computed in float32 or wider.
+    `distance_l1`. Computed in float64, but for the distributions, which are in float32 or wider.
 
     Args:
         pred_dist: (B, A, 4 R) logits, side-major; for R = 1 distances left, top, right, bottom in grid units.
@@ -70,30 +70,28 @@ def bbox_loss(
     fg_mask = fg_mask.bool()
     sparse = take_sparse_path(path, pred_dist, pred_bboxes, target_bboxes, fg_mask)
     rows = _Gathered(*fg_mask.nonzero(as_tuple=True)) if sparse else _Masked(fg_mask)
-    boxes_dtype = _promoted(pred_bboxes, target_bboxes, target_scores, target_scores_sum)
-    wide = torch.promote_types(boxes_dtype, torch.float32)
-
-    target, weight = rows.take(target_bboxes.detach()), rows.take(target_scores.detach()).sum(-1, dtype=wide)
-    overlap = bbox_iou(rows.take(pred_bboxes).to(wide), target.to(wide), xywh=False, CIoU=True, ciou_alpha=ciou_alpha)
-    loss_iou = ((1 - overlap.squeeze(-1)) * weight).sum() / target_scores_sum
+    # In float64: foreground rows are few, and the slopes of nearly equal boxes are differences of large numbers.
+    target, weight = rows.take(target_bboxes.detach()).double(), rows.take(target_scores.detach()).double().sum(-1)
+    boxes = rows.take(pred_bboxes).double()
+    overlap = bbox_iou(boxes, target, xywh=False, CIoU=True, ciou_alpha=ciou_alpha).squeeze(-1)
+    loss_iou = ((1 - overlap) * weight).sum() / target_scores_sum
+    loss_iou = loss_iou.to(_promoted(pred_bboxes, target_bboxes, target_scores, target_scores_sum))
     if reg_max == 1 and reg1_distance == "zero":
-        return BoxLosses(loss_iou.to(boxes_dtype), loss_iou.new_zeros((), dtype=torch.float32))
+        return BoxLosses(loss_iou, loss_iou.new_zeros((), dtype=torch.float32))
 
-    points = rows.anchors(anchor_points)
-    wide = torch.promote_types(wide, _promoted(pred_dist, anchor_points))
-    points, target = points.to(wide), target.to(wide)
+    points = rows.anchors(anchor_points).double()
     distances = torch.cat((points - target[..., :2], target[..., 2:] - points), -1)
     if reg_max == 1:
         if stride is None or imgsz is None:
             raise ValueError("stride and imgsz are needed where reg_max is 1")
-        each = distance_l1(rows.take(pred_dist).to(wide), distances, rows.anchors(stride), imgsz)
+        each = distance_l1(rows.take(pred_dist), distances, rows.anchors(stride), imgsz)
     else:
         if data_dependent(distances) and distances.isnan().any():
             raise ValueError("target_bboxes and anchor_points of foreground anchors must not be NaN")
         each = distribution_focal_loss(rows.take(pred_dist).unflatten(-1, (4, reg_max)), distances)
     loss_dfl = (each * weight).sum() / target_scores_sum
-    dist_dtype = _promoted(pred_dist, anchor_points, target_bboxes, target_scores, target_scores_sum)
-    return BoxLosses(loss_iou.to(boxes_dtype), loss_dfl.to(dist_dtype))
+    dtype = _promoted(pred_dist, anchor_points, target_bboxes, target_scores, target_scores_sum)
+    return BoxLosses(loss_iou, loss_dfl.to(dtype))
 
 
 def distance_l1(pred_dist: Tensor, target: Tensor, stride: Tensor, imgsz: Sequence[float] | Tensor) -> Tensor:

@@ -27,12 +27,15 @@ def distribution_focal_loss(pred_dist: Tensor, target: Tensor) -> Tensor:
         TypeError: a dtype is not floating.
     """
     _check(pred_dist, target)
-    out = torch.promote_types(pred_dist.dtype, target.dtype)
-    compute = torch.promote_types(out, torch.float32)
+    compute = torch.promote_types(pred_dist.dtype, torch.float32)
     bins = pred_dist.shape[-1]
-    beside, weights = _beside(target.detach(), bins, compute)
-    sides = _SideLosses.apply(pred_dist.reshape(*target.shape, bins), beside, weights, compute)
-    return sides.mean(-1).to(out)
+    beside, weights = _beside(target.detach(), bins)
+    rows = pred_dist.reshape(*target.shape, bins)
+    if compute == torch.float64:  # nothing to gain from exact differences, and upstream's bits to lose
+        sides = _between(torch.log_softmax(rows, -1), beside, weights)
+    else:
+        sides = _SideLosses.apply(rows, beside, weights)
+    return sides.mean(-1).to(torch.promote_types(pred_dist.dtype, target.dtype))
 
 
 class DFLoss(nn.Module):
@@ -69,38 +72,41 @@ def _check(pred_dist: Tensor, target: Tensor) -> None:
         raise ValueError("target must not be NaN")
 
 
-def _beside(distance: Tensor, bins: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The two bins (..., 2) beside each clamped distance, and their weights in `dtype`.
+def _beside(distance: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """The two bins (..., 2) beside each clamped distance, and their weights.
 
-    Weights come from double precision: near a bin and at the upper bound, the small one would lose its digits in
-    float32.
+    Weights are float64: near a bin and at the upper bound, the small one would lose its digits in float32.
     """
     distance = distance.double().clamp(0, bins - 1.01)
     low = distance.long().clamp_(0, bins - 2)  # changes only what NaN became
     left = low + 1 - distance
-    return torch.stack((low, low + 1), -1), torch.stack((left, 1 - left), -1).to(dtype)
+    return torch.stack((low, low + 1), -1), torch.stack((left, 1 - left), -1)
+
+
+def _between(log_p: Tensor, bins: Tensor, weights: Tensor) -> Tensor:
+    return -(weights.to(log_p.dtype) * log_p.gather(-1, bins)).sum(-1)
 
 
 class _SideLosses(torch.autograd.Function):
-    """(..., R) logits, bins (..., 2) and their weights 1 - f, f -> (...), computed in `dtype`.
+    """(..., R) logits, bins (..., 2) and their weights 1 - f, f -> (...), computed in float32.
 
-    The gradient is ``p - (1 - f)`` at the lower bin l, ``p - f`` at l + 1, and p = softmax(x) elsewhere. Where a bin has
-    most of the probability, its gradient comes from what the others have, so that it does not cancel.
+    The gradient is ``p - (1 - f)`` at the lower bin l, ``p - f`` at l + 1, and p = softmax(x) elsewhere. Where a bin
+    has most of the probability, p is what the others leave of 1 in float64, so that the difference has digits.
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, bins: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
-        log_p = torch.log_softmax(logits, -1, dtype=dtype)
+    def forward(ctx, logits: Tensor, bins: Tensor, weights: Tensor) -> Tensor:
+        log_p = torch.log_softmax(logits, -1, dtype=torch.float32)
         ctx.save_for_backward(log_p, bins, weights)
         ctx.dtype = logits.dtype
-        return -(weights * log_p.gather(-1, bins)).sum(-1)
+        return _between(log_p, bins, weights)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
         log_p, bins, weights = ctx.saved_tensors
         p = log_p.exp()
         beside = p.gather(-1, bins)
         others = p.scatter_(-1, bins, 0).sum(-1, keepdim=True) + beside.flip(-1)
-        slope = torch.where(beside > 0.5, weights.flip(-1) - others, beside - weights)
-        return p.scatter_(-1, bins, slope).mul_(grad.unsqueeze(-1)).to(ctx.dtype), None, None, None
+        slope = torch.where(beside > 0.5, 1 - others.double(), beside) - weights
+        return p.scatter_(-1, bins, slope.float()).mul_(grad.unsqueeze(-1)).to(ctx.dtype), None, None

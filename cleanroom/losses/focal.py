@@ -68,7 +68,7 @@ def focal_loss(
     """Cross entropy in which easy elements count little (yolo_losses.md, section 2.2).
 
     ``m = y (1 - p) + (1 - y) p``, ``loss = sum bce(x, y) m^gamma (y alpha + (1 - y) (1 - alpha))``, divided by the size
-    of dim 1. Computed in float32 or wider.
+    of dim 1. Computed in float64.
 
     Args:
         pred: (B, N, ...) logits x; p is their sigmoid.
@@ -156,8 +156,10 @@ class _Varifocal:
         x, q, y = _cast(x, q, y)
         p = x.sigmoid()
         weight, easy = self._weight(p, q, y)
-        by_weight = (1 - p).mul_(easy).mul_(1 - y).mul_(self.gamma)
-        yield by_weight.mul_(entropy).add_(weight * slope)
+        by_x = weight * slope
+        if self.gamma != 0:  # else the weight does not depend on p, not even where 0 meets infinity
+            by_x.add_((1 - p).mul_(easy).mul_(1 - y).mul_(self.gamma).mul_(entropy))
+        yield by_x
         yield entropy * y - single * weight
         yield (q - easy).mul_(entropy)
 
@@ -173,49 +175,51 @@ class _Varifocal:
 
 @dataclass(frozen=True)
 class _Focal:
-    """The loss is bce(x, y) m^gamma a, with m = 1 - p_t and a = y alpha + (1 - y) (1 - alpha), or 1 without alpha."""
+    """The loss is bce(x, y) m^gamma a; m = 1 - (y p + (1 - y) (1 - p)), a = y alpha + (1 - y) (1 - alpha), or 1.
+
+    In double precision: m of an element that is rightly answered has few digits left in float32.
+    """
 
     gamma: float
     alpha: float | None = None
 
     def dtype(self, *inputs: Tensor) -> torch.dtype:
-        return _wide(*inputs)
+        return torch.float64
 
     def elements(self, x: Tensor, y: Tensor, alpha: Tensor | None = None) -> Tensor:
-        x, y = _cast(x, y)
-        loss = self._entropy(x, y).mul_(self._difficulty(*self._chances(x), y).pow_(self.gamma))
+        x, y = x.double(), y.double()
+        loss = self._entropy(x, y).mul_(self._difficulty(x.sigmoid(), y).pow_(self.gamma))
         balance = self._balance(y, alpha)
-        return loss if balance is None else loss * balance
+        return loss if balance is None else loss.mul_(balance)
 
     def slopes(self, x: Tensor, y: Tensor, alpha: Tensor | None = None) -> Iterator[Tensor]:
-        x, y = _cast(x, y)
-        p, rest = self._chances(x)
-        entropy, m, balance = self._entropy(x, y), self._difficulty(p, rest, y), self._balance(y, alpha)
+        x, y = x.double(), y.double()
+        p = x.sigmoid()
+        entropy, m, balance = self._entropy(x, y), self._difficulty(p, y), self._balance(y, alpha)
         modulation = m.pow(self.gamma)
         by_m = self._by_difficulty(m, entropy)
-        by_x = torch.where(x > 0, (1 - y) - rest, p - y).mul_(modulation)
-        by_x.add_((p * rest).mul_(by_m).mul_(1 - 2 * y))
+        by_x = (p - y).mul_(modulation)
+        if by_m is not None:
+            by_x.add_((1 - p).mul_(p).mul_(by_m).mul_(1 - 2 * y))
         yield by_x if balance is None else by_x.mul_(balance)
-        by_y = (rest - p).mul_(by_m).sub_(x * modulation)
+        by_y = (x * modulation).neg_()
+        if by_m is not None:
+            by_y.add_((1 - 2 * p).mul_(by_m))
         if balance is not None:
             by_y.mul_(balance).add_(entropy.mul_(modulation).mul_(2 * (self.alpha if alpha is None else alpha) - 1))
         yield by_y
 
-    def _by_difficulty(self, m: Tensor, entropy: Tensor) -> Tensor:
+    def _by_difficulty(self, m: Tensor, entropy: Tensor) -> Tensor | None:
         """gamma m^(gamma - 1) bce. Where m is 0, bce is too, and it falls faster than the power grows."""
         if self.gamma == 0:
-            return torch.zeros_like(m)
+            return None
         return m.pow(self.gamma - 1).mul_(entropy).mul_(self.gamma).masked_fill_(m == 0, 0)
 
-    def _chances(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """p and 1 - p, both without cancellation."""
-        return x.sigmoid(), x.neg().sigmoid_()
-
     def _entropy(self, x: Tensor, y: Tensor) -> Tensor:
-        return (1 - y).mul_(functional.softplus(x, threshold=40)).add_(functional.softplus(-x, threshold=40).mul_(y))
+        return functional.binary_cross_entropy_with_logits(x, y, reduction="none")
 
-    def _difficulty(self, p: Tensor, rest: Tensor, y: Tensor) -> Tensor:
-        return (y * rest).add_((1 - y).mul_(p))
+    def _difficulty(self, p: Tensor, y: Tensor) -> Tensor:
+        return 1 - (y * p).add_((1 - y).mul_(1 - p))
 
     def _balance(self, y: Tensor, alpha: Tensor | None) -> Tensor | None:
         weight = self.alpha if alpha is None else alpha

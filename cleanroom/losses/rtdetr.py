@@ -99,25 +99,22 @@ def rtdetr_loss(
 
     Raises:
         ValueError: shapes, counts or classes that disagree; no image, layer or query; a gain that is missing.
-        IndexError: `uni_match_ind`, `dn_pos_idx` or `dn_gt_idx` out of range.
+        IndexError: `uni_match_ind` out of range; `dn_pos_idx` or `dn_gt_idx` too, where the CPU can look at them
+            (elsewhere they then mean any query or ground truth).
         TypeError: dtypes other than the above.
     """
     settings = _settings(loss_gain, aux_loss, use_fl, use_vfl, gamma, alpha, vfl_gamma, vfl_alpha)
     checks.reduction(reduction)
     checks.predictions(pred_bboxes, pred_scores, num_classes)
-    sizes = checks.ground_truths(cls, bboxes, gt_groups, pred_scores)
     checks.mask(ignore_mask, pred_scores)
+    batch = {"cls": cls, "bboxes": bboxes, "gt_groups": gt_groups}
     sparse = take_sparse_path(path, pred_bboxes, pred_scores, cls, bboxes)
-    if sparse:
-        checks.classes(cls, num_classes)
-    if not aux_loss:
-        pred_bboxes, pred_scores = pred_bboxes[-1:], pred_scores[-1:]
-    shared = checks.shared_layer(uni_match_ind, len(pred_bboxes) - 1) if use_uni_match and aux_loss else None
-    cost = _cost(RTDETRHungarianMatcher(_MATCHING_GAIN))
-    matches, queries, targets = match_stack(
-        pred_bboxes, pred_scores, cls, bboxes, sizes, cost=cost, shared=shared, sparse=sparse
+    shared = uni_match_ind if use_uni_match and aux_loss else None
+    matcher = RTDETRHungarianMatcher(_MATCHING_GAIN)
+    stack, queries, targets = _matched_stack(
+        pred_bboxes, pred_scores, batch, settings, matcher=matcher, shared=shared, sparse=sparse
     )
-    stacks = [Layers(pred_bboxes, pred_scores, matches, None if ignore_mask is None else ~ignore_mask)]
+    stacks = [stack._replace(kept=None if ignore_mask is None else ~ignore_mask)]
     if dn_bboxes is not None:
         checks.denoising(dn_bboxes, dn_scores, dn_pos_idx, dn_gt_idx, pred_scores)
         positions = dn_pos_idx.split(checks.counts("dn_pos_counts", dn_pos_counts, dn_pos_idx, dn_bboxes))
@@ -188,8 +185,8 @@ class DETRLoss(nn.Module):
             0-dim `loss_class`, `loss_bbox`, `loss_giou` of the last layer, and with `aux_loss` the same with `_aux`:
             the sums over all other layers (zeros without gradient where there are none).
         """
-        stack, cls, truths = self._stack(pred_bboxes, pred_scores, batch, match_indices)
-        (terms,) = stacked_terms([stack], cls, truths, self._settings, per_image=False)
+        stack = self._stack(pred_bboxes, pred_scores, batch, match_indices)
+        (terms,) = stacked_terms([stack], batch["cls"], batch["bboxes"], self._settings, per_image=False)
         return self._named(terms, pred_bboxes, postfix)
 
     @property
@@ -211,28 +208,20 @@ class DETRLoss(nn.Module):
         pred_scores: Tensor,
         batch: Mapping[str, Any],
         match_indices: Sequence[Pairs] | None = None,
-    ) -> tuple[Layers, Tensor, Tensor]:
-        """The decoder's layers with their pairs; classes and boxes of the ground truths."""
-        cls, truths = batch["cls"], batch["bboxes"]
+    ) -> Layers:
+        """The decoder's layers with their pairs."""
         checks.predictions(pred_bboxes, pred_scores, self.nc)
-        sizes = checks.ground_truths(cls, truths, batch["gt_groups"], pred_scores)
-        sparse = take_sparse_path(self.path, pred_bboxes, pred_scores, cls, truths)
-        if sparse:
-            checks.classes(cls, self.nc)
-        if match_indices is not None:
-            given = _given_stack(
-                pred_bboxes, pred_scores, match_indices, len(cls), self._settings, sparse=sparse, name="match_indices"
-            )
-            return given, cls, truths
-        if not self.aux_loss:
-            pred_bboxes, pred_scores = pred_bboxes[-1:], pred_scores[-1:]
-        shared = None
-        if self.use_uni_match and self.aux_loss:
-            shared = checks.shared_layer(self.uni_match_ind, len(pred_bboxes) - 1)
-        matches, *_ = match_stack(
-            pred_bboxes, pred_scores, cls, truths, sizes, cost=_cost(self.matcher), shared=shared, sparse=sparse
+        sparse = take_sparse_path(self.path, pred_bboxes, pred_scores, batch["cls"], batch["bboxes"])
+        if match_indices is None:
+            shared = self.uni_match_ind if self.use_uni_match and self.aux_loss else None
+            return _matched_stack(
+                pred_bboxes, pred_scores, batch, self._settings, matcher=self.matcher, shared=shared, sparse=sparse
+            )[0]
+        checks.ground_truths(batch, pred_scores)
+        number = len(batch["cls"])
+        return _given_stack(
+            pred_bboxes, pred_scores, match_indices, number, self._settings, sparse=sparse, name="match_indices"
         )
-        return Layers(pred_bboxes, pred_scores, matches), cls, truths
 
     def _named(self, terms: Tensor, pred_bboxes: Tensor, postfix: str) -> dict[str, Tensor]:
         names = [f"loss_{term}" for term in TERMS]
@@ -268,9 +257,10 @@ class RTDETRDetectionLoss(DETRLoss):
             The entries of `DETRLoss`, and the same with `_dn` for the denoising queries, zeros where there are none.
         """
         boxes, scores = preds
-        stack, cls, truths = self._stack(boxes, scores, batch)
+        stack = self._stack(boxes, scores, batch)
+        cls, truths, settings = batch["cls"], batch["bboxes"], self._settings
         if dn_meta is None:
-            (terms,) = stacked_terms([stack], cls, truths, self._settings, per_image=False)
+            (terms,) = stacked_terms([stack], cls, truths, settings, per_image=False)
             entries = self._named(terms, boxes, "")
             return entries | {f"{name}_dn": entry.new_zeros(()) for name, entry in entries.items()}
         if dn_bboxes is None or dn_scores is None:
@@ -281,8 +271,8 @@ class RTDETRDetectionLoss(DETRLoss):
             of_images = torch.arange(len(cls)).split(list(batch["gt_groups"]))
         pairs = _denoising_pairs(dn_meta["dn_pos_idx"], of_images, dn_meta["dn_num_group"])
         sparse = take_sparse_path(self.path, dn_bboxes, dn_scores)
-        denoising = _given_stack(dn_bboxes, dn_scores, pairs, len(cls), self._settings, sparse=sparse)
-        terms, of_denoising = stacked_terms([stack, denoising], cls, truths, self._settings, per_image=False)
+        denoising = _given_stack(dn_bboxes, dn_scores, pairs, len(cls), settings, sparse=sparse)
+        terms, of_denoising = stacked_terms([stack, denoising], cls, truths, settings, per_image=False)
         return self._named(terms, boxes, "") | self._named(of_denoising, dn_bboxes, "_dn")
 
 
@@ -309,9 +299,29 @@ def _settings(
     return Settings(gain, paired, unpaired, aux_loss)
 
 
-def _cost(matcher: RTDETRHungarianMatcher) -> CostTerms:
+def _matched_stack(
+    boxes: Tensor,
+    scores: Tensor,
+    batch: Mapping[str, Any],
+    settings: Settings,
+    *,
+    matcher: RTDETRHungarianMatcher,
+    shared: int | None,
+    sparse: bool,
+) -> tuple[Layers, Tensor, Tensor]:
+    """The layers that have terms, matched; and queries and targets of the matchings made, see `match_stack`."""
+    sizes = checks.ground_truths(batch, scores)
+    checks.classes(batch["cls"], scores.shape[3])
+    if not settings.aux_loss:
+        boxes, scores = boxes[-1:], scores[-1:]
+    if shared is not None:
+        shared = checks.shared_layer(shared, boxes.shape[0] - 1)
     gains = (float(matcher.cost_gain[term]) for term in TERMS)
-    return CostTerms("rtdetr", *gains, matcher.use_fl, matcher.alpha, matcher.gamma)
+    cost = CostTerms("rtdetr", *gains, matcher.use_fl, matcher.alpha, matcher.gamma)
+    matches, queries, targets = match_stack(
+        boxes, scores, batch["cls"], batch["bboxes"], sizes, cost=cost, shared=shared, sparse=sparse
+    )
+    return Layers(boxes, scores, matches), queries, targets
 
 
 def _denoising_pairs(positions: Sequence[Tensor], truths: Sequence[Tensor], groups: int) -> list[Pairs]:
@@ -332,7 +342,7 @@ def _given_stack(
     name: str = "dn_pos_idx",
 ) -> Layers:
     """A stack of layers that all have these pairs; negative indices count from the end, as in upstream."""
-    checks.pairs(pairs, boxes, truths, name=name, values=sparse)
+    checks.pairs(pairs, boxes, truths, name=name)
     if not settings.aux_loss:
         boxes, scores = boxes[-1:], scores[-1:]
     queries = boxes.shape[2]

@@ -1,8 +1,8 @@
 """DETR's and YOLOS' criteria with upstream's constructors, calls and dictionary keys.
 
-`ImageLoss`, `ForObjectDetectionLoss` and `ForSegmentationLoss` stand in for those of transformers 5.23.0, `SetCriterion`
-for that of the DETR and YOLOS repositories. Specification: set_prediction.md, part A; what is computed, and where it
-differs from upstream, is said in `set_prediction.py`.
+`ImageLoss`, `ForObjectDetectionLoss` and `ForSegmentationLoss` stand in for those of transformers 5.23.0,
+`SetCriterion` for that of the DETR and YOLOS repositories. Specification: set_prediction.md, part A; what is
+computed, and where it differs from upstream, is said in `set_prediction.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -108,7 +108,7 @@ class _SetCriterion(nn.Module):
         """`loss_bbox` and `loss_giou` of the pairs `indices`, divided by `num_boxes` (A6)."""
         pred_boxes = self._output(outputs, "pred_boxes")
         boxes = [target["boxes"] for target in targets]
-        pairs = join_pairs(indices, [len(some) for some in boxes], pred_boxes.device)
+        pairs = join_pairs(indices, [len(some) for some in boxes], pred_boxes.shape[1], pred_boxes.device)
         return box_terms(pred_boxes, _joined(boxes, pred_boxes), pairs, num_boxes)._asdict()
 
     def loss_masks(
@@ -117,7 +117,7 @@ class _SetCriterion(nn.Module):
         """`loss_mask` and `loss_dice` of the pairs `indices`, divided by `num_boxes` (A7)."""
         pred_masks = self._output(outputs, "pred_masks")
         masks = [target["masks"] for target in targets]
-        pairs = join_pairs(indices, [len(some) for some in masks], pred_masks.device)
+        pairs = join_pairs(indices, [len(some) for some in masks], pred_masks.shape[1], pred_masks.device)
         return mask_terms(pred_masks, [some.to(pred_masks.device) for some in masks], pairs, num_boxes)._asdict()
 
     def get_loss(
@@ -140,7 +140,7 @@ class _SetCriterion(nn.Module):
 
     def _labels(self, targets: ImageTargets, indices: ImagePairs, like: Tensor) -> tuple[Tensor, Pairs]:
         labels = [target[self.labels_key] for target in targets]
-        return _joined(labels, like), join_pairs(indices, [len(some) for some in labels], like.device)
+        return _joined(labels, like), join_pairs(indices, [len(some) for some in labels], like.shape[1], like.device)
 
     def _batch(self, targets: ImageTargets, masks: bool) -> Targets:
         if not targets:
@@ -160,10 +160,13 @@ class _SetCriterion(nn.Module):
         if isinstance(matcher, HungarianMatcher):
             costs = CostTerms("detr", matcher.class_cost, matcher.bbox_cost, matcher.giou_cost)
             return match(layers, batch, costs)
-        device = layers[0].logits.device
+        queries, device = layers[0].logits.shape[1], layers[0].logits.device
         return [
             join_pairs(
-                matcher({name: some[name] for name in (self.logits_key, "pred_boxes")}, targets), batch.sizes, device
+                matcher({name: some[name] for name in (self.logits_key, "pred_boxes")}, targets),
+                batch.sizes,
+                queries,
+                device,
             )
             for some in every
         ]
@@ -197,7 +200,7 @@ class ImageLoss(_SetCriterion):
 
 
 class SetCriterion(_SetCriterion):
-    """Criterion of the DETR and YOLOS repositories: keys `pred_logits`, `aux_outputs`, `labels`; adds `class_error` (A8).
+    """Criterion of the DETR and YOLOS repositories: keys `pred_logits`, `aux_outputs`, `labels`; and `class_error`.
 
     Args:
         num_classes: C.

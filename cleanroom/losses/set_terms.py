@@ -33,34 +33,34 @@ class Pairs(NamedTuple):
         return torch.add(self.queries, self.images, alpha=queries)
 
 
-def join_pairs(indices: Sequence[tuple[Tensor, Tensor]], sizes: Sequence[int], device: torch.device) -> Pairs:
-    """Pairs of (query, target) indices an image, both counted within the image.
+def join_pairs(
+    indices: Sequence[tuple[Tensor, Tensor]], sizes: Sequence[int], total: int, device: torch.device
+) -> Pairs:
+    """Pairs of (query, target) indices an image, both counted within the image, of `total` queries and `sizes` targets.
+
+    Negative indices count from the end, as in PyTorch.
 
     Raises:
         ValueError: another number of images than in `sizes`.
-        IndexError: on the CPU, a target that its image does not have.
+        IndexError: on the CPU, a query or a target that its image does not have.
     """
     if len(indices) != len(sizes):
         raise ValueError(f"indices are of {len(indices)} images, targets of {len(sizes)}")
     nothing = torch.empty(0, dtype=torch.int64)
     queries = torch.cat([nothing, *(torch.as_tensor(some, dtype=torch.int64) for some, _ in indices)])
     targets = torch.cat([nothing, *(torch.as_tensor(some, dtype=torch.int64) for _, some in indices)])
-    return place_pairs(queries, targets, [len(some) for some, _ in indices], sizes, device)
-
-
-def place_pairs(
-    queries: Tensor, targets: Tensor, counts: Sequence[int], sizes: Sequence[int], device: torch.device
-) -> Pairs:
-    """Pairs (P,) of `counts` pairs an image, targets counted within the image; see `join_pairs`."""
-    images = np.arange(len(counts)).repeat(counts)
+    images = np.arange(len(sizes)).repeat([len(some) for some, _ in indices])
     limits, firsts = np.array(sizes, dtype=np.int64), np.cumsum([0, *sizes[:-1]], dtype=np.int64)
-    if data_dependent(targets):
-        limit = torch.from_numpy(limits[images])
-        if not bool(((targets < limit) & (targets >= -limit)).all()):
-            raise IndexError("targets (indices) name a box that their image does not have")
-        targets = torch.where(targets < 0, targets + limit, targets)
+    queries = _within("queries", queries, torch.full_like(queries, total))
+    targets = _within("targets", targets, torch.from_numpy(limits[images]).to(targets.device))
     places = torch.from_numpy(np.stack([images, firsts[images]])).to(device)
     return Pairs(places[0], queries.to(device), targets.to(device) + places[1])
+
+
+def _within(name: str, indices: Tensor, limits: Tensor) -> Tensor:
+    if data_dependent(indices) and not bool(((indices < limits) & (indices >= -limits)).all()):
+        raise IndexError(f"{name} (indices) are out of range: {indices.tolist()}")
+    return torch.where(indices < 0, indices + limits, indices)
 
 
 def class_weights(num_classes: int, eos_coef: float, device: torch.device | None = None) -> Tensor:
@@ -76,15 +76,12 @@ def target_classes(
     """Class of every query (B, Q) int64: its target's, C (no object) without one, `IGNORED` under the mask.
 
     Raises:
-        IndexError: on the CPU and with `check`, a pair out of range, or a label outside [0, C] but for `IGNORED`.
+        IndexError: on the CPU and with `check`, a label outside [0, C] but for `IGNORED`.
     """
     batch, queries, columns = logits.shape
     own = labels.to(torch.int64)[pairs.targets]
-    if check and own.numel() and data_dependent(own):
-        if not bool(((own >= 0) & (own < columns) | (own == IGNORED)).all()):
-            raise IndexError(f"labels must be in [0, {columns - 1}], got {int(own.min())} to {int(own.max())}")
-        if not bool(((pairs.queries < queries) & (pairs.queries >= 0)).all()):
-            raise IndexError(f"queries (indices) must be in [0, {queries}), got {pairs.queries.tolist()}")
+    if check and data_dependent(own) and not bool(((own >= 0) & (own < columns) | (own == IGNORED)).all()):
+        raise IndexError(f"labels must be in [0, {columns - 1}], got {int(own.min())} to {int(own.max())}")
     classes = torch.full((batch * queries,), columns - 1, dtype=torch.int64, device=logits.device)
     classes = classes.index_put_((pairs.rows(queries),), own).view(batch, queries)
     return classes if ignore_mask is None else classes.masked_fill_(ignore_mask, IGNORED)
@@ -107,20 +104,28 @@ def class_term(
     Returns:
         In the dtype of the logits; float32 for half logits under autocast, as cross entropy is there.
     """
-    if ignore_mask is not None:
-        logits = logits.masked_fill(ignore_mask.unsqueeze(-1), 0)
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    logs = torch.log_softmax(logits, -1, dtype=dtype).flatten(0, 1)
-    flat, weights = classes.flatten(), weights.to(dtype)
-    none = reduction == "none"
-    found = functional.nll_loss(logs, flat, weights, reduction="none" if none else "sum", ignore_index=IGNORED)
-    background = flat == weights.numel() - 1
-    total = background.sum() * weights[-1] + ((flat >= 0) & ~background).sum()
-    if none:
-        found = found.view(classes.shape).sum(1)
-    found = found / total.masked_fill(total == 0, 1)
-    autocast = torch.is_autocast_enabled(logits.device.type)
-    return found if autocast else found.to(logits.dtype)
+    # Classes before queries, as upstream hands them over: 1 - p of a confident query is all rounding, and in another
+    # order of the sum it is another number. Half logits are widened first.
+    wide, weights = logits.to(dtype).transpose(1, 2), weights.to(dtype)
+    background = classes == weights.numel() - 1
+    if ignore_mask is None and reduction == "sum":
+        some_weight = (weights[-1] != 0) | ~background.all()
+        loss = functional.cross_entropy(wide, classes, torch.where(some_weight, weights, 1), ignore_index=IGNORED)
+        loss = loss * some_weight
+    else:
+        if ignore_mask is not None:
+            wide = wide.masked_fill(ignore_mask.unsqueeze(1), 0)
+        loss = functional.cross_entropy(wide, classes, weights, ignore_index=IGNORED, reduction="none").sum(1)
+        total = background.sum() * weights[-1] + (~background & (classes != IGNORED)).sum()
+        loss = loss / total.masked_fill(total == 0, 1)
+        loss = loss.sum() if reduction == "sum" else loss
+    return loss.to(_result_dtype(logits.dtype, logits.device))
+
+
+def _result_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Dtype of a loss that autocast computes in float32."""
+    return torch.promote_types(dtype, torch.float32) if torch.is_autocast_enabled(device.type) else dtype
 
 
 @torch.no_grad()
@@ -176,7 +181,7 @@ def box_terms(
         check: whether to look at the matched boxes, on the CPU.
 
     Returns:
-        `loss_bbox` in the promoted dtype of both, `loss_giou` at least float32.
+        `loss_bbox` in the promoted dtype of both (under autocast at least float32), `loss_giou` at least float32.
 
     Raises:
         ValueError: on the CPU, a matched box that is inverted or NaN.
@@ -192,7 +197,8 @@ def box_terms(
     if ignore_mask is not None:
         overlap = overlap.masked_fill(ignored, 0)
     distance, overlap = (_by_image(loss, pairs.images, batch, reduction) / normaliser for loss in (distance, overlap))
-    return BoxTerms(distance.to(torch.promote_types(pred_boxes.dtype, boxes.dtype)), overlap)
+    dtype = _result_dtype(torch.promote_types(pred_boxes.dtype, boxes.dtype), pred_boxes.device)
+    return BoxTerms(distance.to(dtype), overlap)
 
 
 def _by_image(losses: Tensor, images: Tensor, batch: int, reduction: str) -> Tensor:

@@ -21,17 +21,15 @@ from torch import Tensor
 
 from cleanroom.assign._tal_terms import Assignment, Rules, Scene, at_least_float32
 from cleanroom.assign.tal import assign, check_eras, make_rules
-from cleanroom.box_iou import bbox_iou
-from cleanroom.losses._yolo_head import Decoder, Geometry, boxes_around, distances, make_geometry, rows_at
+from cleanroom.losses._yolo_foreground import ALPHA, BETA, EPS, box_losses, find_places, predict, target_scores
+from cleanroom.losses._yolo_head import Decoder, make_geometry
 from cleanroom.losses._yolo_targets import Targets, pad_targets
+from cleanroom.losses.bbox import REG1_DISTANCES
 from cleanroom.losses.class_bce import class_bce
-from cleanroom.losses.dfl import distribution_focal_loss
 from cleanroom.paths import take_sparse_path
 
 GAINS: Mapping[str, float] = MappingProxyType({"box": 7.5, "cls": 0.5, "dfl": 1.5})
 REDUCTIONS = ("sum", "none")
-REG1_DISTANCES = ("l1", "zero")
-ALPHA, BETA, EPS = 0.5, 6.0, 1e-9  # of the assigner
 
 
 class DetectionLoss(NamedTuple):
@@ -109,40 +107,35 @@ def v8_detection_loss(
     geometry = make_geometry(levels, strides, anchor_dtype or boxes.dtype, boxes.device)
     targets = pad_targets(batch_idx, cls, bboxes, images, geometry.size, max_objects=max_objects, sparse=sparse)
     objects = targets.labels.shape[1]
-    rules = make_rules(topk, topk2, anchors, ALPHA, BETA, EPS, eras) if images and objects else None
+    try:
+        rules = make_rules(topk, topk2, anchors, ALPHA, BETA, EPS, eras) if images and objects else None
+    except ValueError as error:
+        raise ValueError(f"{error}: so many have the levels") from None
     decoder = Decoder(boxes.detach(), geometry, reg_max)
     assigned = _assign(scores.detach(), targets, decoder, rules, sparse=sparse)
-    score, index = assigned.score, assigned.gt_index
+    index = assigned.gt_index
+    slots = None if sparse else min(images * anchors, len(bboxes) * min(topk, topk2 or topk))
+    places = find_places(assigned.foreground, index, objects, slots)
+    predicted = predict(boxes, places, geometry, reg_max, sparse=sparse)
+    values = target_scores(places, predicted, scores, targets, geometry, ciou_alpha)
     if ignore_mask is not None:
-        score = score.masked_fill(ignore_mask, 0)
+        values = values.masked_fill(ignore_mask[places.image, places.anchor], 0)
+    normaliser = values.sum().clamp(min=1)
 
-    normaliser = score.sum().clamp(min=1)
+    dense = values.new_zeros(images * anchors).index_copy(0, places.image * anchors + places.anchor, values)
     if class_weights is not None:
         class_weights = torch.as_tensor(class_weights, device=scores.device)
     class_term = class_bce(
         scores.transpose(1, 2),
         targets.labels.gather(1, index).clamp_(min=0) if objects else index,
-        score.to(scores.dtype),
+        dense.view(images, anchors).to(scores.dtype),
         normaliser,
         class_weights=class_weights,
         ignore_mask=ignore_mask,
         reduction=reduction,
     )
-    foreground = _foreground(score, None if sparse else len(bboxes) * min(topk, topk2 or topk))
-    row = index[foreground.image, foreground.anchor] + foreground.image * objects
-    box_term, distance_term = (
-        _reduced(term, foreground.image, images, reduction) / normaliser
-        for term in _foreground_terms(
-            boxes,
-            foreground,
-            targets.boxes.flatten(0, 1).index_select(0, row),
-            geometry,
-            reg_max,
-            ciou_alpha,
-            reg1_distance,
-            sparse,
-        )
-    )
+    each = box_losses(places, predicted, targets, geometry, reg_max, ciou_alpha, reg1_distance)
+    box_term, distance_term = (_reduced(values * term, places.image, images, reduction) / normaliser for term in each)
     terms = (box_term, gains["box"]), (class_term, gains["cls"]), (distance_term, gains["dfl"])
     items = torch.stack([term.float() * gain for term, gain in terms], -1)
     return DetectionLoss(items * images, items.detach(), assigned.foreground, index)
@@ -231,58 +224,6 @@ def _assign(scores: Tensor, targets: Targets, decoder: Decoder, rules: Rules | N
         raise IndexError(f"cls: {error}") from None
     foreground = found.score > 0
     return Assignment(foreground, torch.where(foreground, found.gt_index, 0), found.score)
-
-
-class _Foreground(NamedTuple):
-    """Places of foreground anchors; on the static path others follow them, with weight 0."""
-
-    image: Tensor  # (N,)
-    anchor: Tensor  # (N,), no anchor of an image twice
-    weight: Tensor  # (N,) target score
-
-
-def _foreground(score: Tensor, slots: int | None) -> _Foreground:
-    """The foreground of target scores (B, A), in `slots` places if that is given: no more are ever needed."""
-    anchors = score.shape[1]
-    score = score.flatten()
-    if slots is None:
-        place = (score > 0).nonzero()[:, 0]
-    else:
-        place = (score > 0).byte().sort(descending=True, stable=True).indices[:slots]
-    return _Foreground(place // anchors, place % anchors, score.index_select(0, place))
-
-
-def _foreground_terms(
-    boxes: Tensor,
-    foreground: _Foreground,
-    target: Tensor,
-    geometry: Geometry,
-    reg_max: int,
-    ciou_alpha: str,
-    reg1_distance: str,
-    sparse: bool,
-) -> tuple[Tensor, Tensor]:
-    """Weighted box and distance term (N,) of foreground anchors, whose target boxes (N, 4) are in pixels."""
-    _, anchor, weight = foreground
-    rows = rows_at(boxes, foreground.image, anchor)
-    # Gradients of bins beside the expectation are what is left of a cancellation. The rows are few: on the CPU twice
-    # the digits cost next to nothing.
-    rows = rows.to(torch.float64 if sparse else at_least_float32(rows.dtype))
-    # A place without foreground may hold NaN, whose gradient would be NaN although its weight is 0.
-    rows = torch.where((weight > 0)[:, None], rows, 0)
-    points, strides = geometry.points[anchor], geometry.strides[anchor]
-    target = target / strides
-    sides = distances(rows, reg_max)
-    overlap = bbox_iou(boxes_around(points, sides), target, xywh=False, CIoU=True, ciou_alpha=ciou_alpha)[:, 0]
-    wanted = torch.cat((points - target[:, :2], target[:, 2:] - points), 1)
-    if reg_max > 1:
-        distance = distribution_focal_loss(rows.unflatten(1, (4, reg_max)), wanted)
-    elif reg1_distance == "l1":
-        size = torch.tensor([*geometry.size, *geometry.size], dtype=sides.dtype, device=sides.device)
-        distance = ((sides - wanted).abs() * strides / size).mean(1)
-    else:
-        distance = torch.zeros_like(overlap)
-    return weight * (1 - overlap), weight * distance
 
 
 def _reduced(terms: Tensor, image: Tensor, images: int, reduction: str) -> Tensor:

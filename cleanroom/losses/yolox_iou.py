@@ -1,5 +1,7 @@
 """IoU loss of matched box pairs as YOLOX has it: `1 - IoU^2`, or `1 - GIoU` (Rezatofighi et al., CVPR 2019)."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -43,7 +45,7 @@ def iou_loss(pred: Tensor, target: Tensor, *, reduction: str = "none", loss_type
         if 1 not in (len(pairs[0]), len(pairs[1])):
             raise ValueError(f"pred holds {len(pairs[0])} boxes, target {len(pairs[1])}")
         pairs = torch.broadcast_tensors(*pairs)
-    losses = _PairLoss.apply(*pairs, loss_type)
+    losses = _PairLoss.apply(*pairs, loss_type, torch.is_grad_enabled())
     if reduction == "mean":
         losses = losses.mean()
     elif reduction == "sum":
@@ -74,8 +76,20 @@ def result_dtype(*tensors: Tensor) -> torch.dtype:
     return dtype
 
 
-def pair_terms(pred: Tensor, target: Tensor, loss_type: str, slopes: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss (P,) of boxes (P, 4), and with `slopes` its derivatives by pred and by target, (4, P) each, else empty.
+class PairTerms(NamedTuple):
+    """What is known of P pairs; derivatives are empty where nobody asked."""
+
+    loss: Tensor
+    by_pred: Tensor
+    """(4, P) derivative of the loss, as `by_target`."""
+    by_target: Tensor
+    inner: Tensor
+    """(P,) area of the intersection."""
+    union: Tensor
+
+
+def pair_terms(pred: Tensor, target: Tensor, loss_type: str, slopes: bool) -> PairTerms:
+    """Loss of boxes (P, 4), and with `slopes` its derivatives.
 
     On the CPU in float64, in which corners and areas of float32 boxes are exact, so that what cancels for boxes that
     contain each other does; elsewhere in float32 unless either box is wider. A slope that is not a number, of a box that
@@ -97,7 +111,7 @@ def pair_terms(pred: Tensor, target: Tensor, loss_type: str, slopes: bool) -> tu
     if loss_type == "iou":
         loss = 1 - iou * iou
         if not slopes:
-            return loss, loss[:0], loss[:0]
+            return PairTerms(loss, boxes[:, 0, :0], boxes[:, 1, :0], inner, union)
         step = -2 * iou
         shares = _shares(low, high)
         by_size, by_centre = _iou_slopes(size, shared, iou, denominator, *shares)
@@ -107,14 +121,15 @@ def pair_terms(pred: Tensor, target: Tensor, loss_type: str, slopes: bool) -> tu
         giou = iou - (enclosing - union) / enclosing.clamp(min=EPS)
         loss = 1 - giou.clamp(-1, 1)
         if not slopes:
-            return loss, loss[:0], loss[:0]
+            return PairTerms(loss, boxes[:, 0, :0], boxes[:, 1, :0], inner, union)
         step = -((giou >= -1) & (giou <= 1)).to(dtype)
         shares = _shares(low, high)
         of_iou = _iou_slopes(size, shared, iou, denominator, *shares)
         of_gap = _gap_slopes(size, shared, hull, union, enclosing, *shares)
         by_size, by_centre = of_iou[0] + of_gap[0], of_iou[1] + of_gap[1]
     by_size, by_centre = (by_size * step).nan_to_num_(0, 0, 0), (by_centre * step).nan_to_num_(0, 0, 0)
-    return loss, torch.cat([by_centre, by_size[:, 0]]), torch.cat([-by_centre, by_size[:, 1]])
+    by_pred, by_target = torch.cat([by_centre, by_size[:, 0]]), torch.cat([-by_centre, by_size[:, 1]])
+    return PairTerms(loss, by_pred, by_target, inner, union)
 
 
 def _shares(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,16 +177,16 @@ def _gap_slopes(
 
 class _PairLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, pred: Tensor, target: Tensor, loss_type: str) -> Tensor:
-        slopes = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        loss, by_pred, by_target = pair_terms(pred, target, loss_type, slopes)
-        ctx.save_for_backward(by_pred, by_target)
+    def forward(ctx, pred: Tensor, target: Tensor, loss_type: str, track: bool) -> Tensor:
+        slopes = track and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
+        found = pair_terms(pred, target, loss_type, slopes)
+        ctx.save_for_backward(found.by_pred, found.by_target)
         ctx.dtypes = pred.dtype, target.dtype
-        return loss
+        return found.loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         wanted = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad, strict=False)
         pred, target = ((slope * grad).mT.to(dtype) if needed else None for slope, dtype, needed in wanted)
-        return pred, target, None
+        return pred, target, None, None

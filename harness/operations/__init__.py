@@ -12,6 +12,7 @@ NAMES = (
     "simota",
     "hungarian",
     "v8_detection_loss",
+    "v10_detection_loss",
     "rtdetr_loss",
     "yolox_decode",
     "bboxes_iou",
@@ -30,6 +31,11 @@ NAMES = (
     "set_box_loss",
     "set_mask_loss",
     "set_loss",
+    "make_anchors",
+    "dist2bbox",
+    "bbox2dist",
+    "dfl_decode",
+    "bbox_iou",
 )
 
 

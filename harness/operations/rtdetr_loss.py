@@ -86,6 +86,7 @@ OPERATION = Operation(
     compare=comparing(Part("hungarian", ("queries", "targets"), _answer)),
     minimum_bytes=minimum_bytes,
     workloads=("detr-b16", "coco-b1"),
-    # Twice what drawn cases show, all of them before 8.4.175: its matcher kept float64 and half scores.
-    tie_cap={"float64": 0.25, "bfloat16": 0.1, "float16": 0.15},
+    # Twice what drawn cases show, all of them before 8.4.175: its matcher kept float64 and half scores. Those of
+    # `hungarian`, float32 excepted.
+    tie_cap={"float64": 0.35, "bfloat16": 0.15, "float16": 0.35},
 )

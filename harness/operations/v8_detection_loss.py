@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,10 +33,11 @@ def bind(
     feats = [boxes.new_empty(len(boxes), 0, *level) for level in levels]
     preds = {"boxes": boxes, "scores": scores, "feats": feats}
     batch = {"batch_idx": batch_idx, "cls": cls, "bboxes": bboxes}
-    return lambda: criterion.evaluate(preds, batch), _read
+    return lambda: criterion.evaluate(preds, batch), read
 
 
-def _read(found: DetectionLoss) -> Tensors:
+def read(found: NamedTuple) -> Tensors:
+    """Outputs by name: `total` is what is differentiated."""
     outputs = found._asdict()
     return {"total": outputs.pop("loss").sum(), **outputs}
 
@@ -61,12 +62,12 @@ def eras(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: settings[name] for name in ("small_box", "edge_round_trip", "ciou_alpha", "reg1_distance")}
 
 
-def invariants(case: Case, outputs: Tensors) -> str | None:
+def decided_well(case: Case, outputs: Tensors) -> str | None:
     """A foreground anchor carries a ground truth of its image, a background anchor 0."""
     index, foreground = outputs["target_gt_idx"], outputs["fg_mask"]
     if bool((index[~foreground] != 0).any()):
         return "target_gt_idx of a background anchor is not 0"
-    images = case.tensors["scores"].shape[0]
+    images = len(index)
     counts = case.tensors["batch_idx"].view(-1).long().bincount(minlength=images)
     if bool((foreground & ((index < 0) | (index >= counts[:, None]))).any()):
         return "target_gt_idx of a foreground anchor is no ground truth of its image"
@@ -128,7 +129,7 @@ OPERATION = Operation(
     moved=("boxes", "scores", "bboxes"),
     precision="float32",
     compare=comparing(Part("tal", ("fg_mask", "target_gt_idx"), _answer)),
-    invariants=invariants,
+    invariants=decided_well,
     minimum_bytes=minimum_bytes,
     workloads=("coco-b1", "coco-b16", "crowd-b16", "dense-b4"),
     tie_cap={"float64": 0.2, "float32": 0.2, "bfloat16": 0.4, "float16": 0.4},

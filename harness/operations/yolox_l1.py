@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from cases.case import Case
-from cleanroom.losses.yolox import yolox_l1
+from cleanroom.losses.yolox_given import yolox_l1
 from harness.operation import Input, Operation, Output, Setting, Tensors, Upstream
 
 

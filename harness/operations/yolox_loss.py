@@ -55,7 +55,7 @@ def invariants(case: Case, outputs: Tensors) -> str | None:
     labels = case.tensors["labels"]
     truths = int((labels.sum(2) > 0).sum())
     mean = max(int(mask.sum()), 1) / max(truths, 1)
-    if abs(outputs["num_fg"].item() - mean) > 1e-6 * mean:  # noqa: PLR2004 - float32
+    if abs(outputs["num_fg"].item() - mean) > 1e-6 * mean:
         return f"num_fg is not foreground anchors over ground truths, {mean}"
     if not case.settings["use_l1"] and outputs["l1_loss"].item() != 0:
         return "l1_loss is not 0 without L1"

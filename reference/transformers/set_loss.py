@@ -133,8 +133,8 @@ def _replaced(upstream: Any, recorder: _Recorder, dtype: torch.dtype) -> dict[st
             return recorder.answer(super().forward, outputs, truths)
 
     class Criterion(upstream.ImageLoss):
-        def __init__(self, *given: Any) -> None:
-            super().__init__(*given)
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
             self.to(dtype)
 
     return dict(zip(PARTS, (Matcher, Criterion), strict=True))

@@ -38,6 +38,8 @@ def assigner_inputs(
     decoded, grids = decode(bare_head(settings["num_classes"], settings["strides"]), maps)
     rows, grid = torch.cat(decoded, 1), torch.cat(grids, 1)
     counts = [len(recorder.given[image][0]) if image in recorder.given else 0 for image in range(len(labels))]
+    if not labels.is_floating_point():
+        labels = labels.float()  # what upstream's first division makes of whole numbers
     given = {
         "gt_boxes": labels[..., 1:5].clone(),
         "gt_classes": labels[..., 0].clone(),
@@ -52,7 +54,10 @@ def assigner_inputs(
     for image, (boxes, classes, predicted, *_) in recorder.given.items():
         given["gt_boxes"][image, : len(boxes)], given["gt_classes"][image, : len(boxes)] = boxes, classes
         given["pred_boxes"][image] = predicted
-    listed = [answers.get(image) for image in range(len(labels))]
+    listed = [
+        (answers[image][0].to(labels.dtype), *answers[image][1:]) if image in answers else None
+        for image in range(len(labels))
+    ]
     return given, {"num_classes": settings["num_classes"]}, simota.translate(listed, given)
 
 
@@ -66,9 +71,7 @@ def _prepare(
     return partial(_run, head, recorder, maps, sizes, tensors["labels"]), recorder
 
 
-def _run(
-    head: Any, recorder: Recorder, maps: Sequence[Tensor], sizes: Sequence[Tensor], labels: Tensor
-) -> Result:
+def _run(head: Any, recorder: Recorder, maps: Sequence[Tensor], sizes: Sequence[Tensor], labels: Tensor) -> Result:
     recorder.forget()
     rows, grids = decode(head, maps)
     raws = [raw[:, :4].flatten(2).mT for raw in maps] if head.use_l1 else []

@@ -7,7 +7,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from cleanroom.assign.tal import TaskAlignedAssigner, task_aligned_assign
-from cleanroom.boxes import box_terms, complete_iou
+from cleanroom.overlap import box_terms, complete_iou
 
 PATHS = ("sparse", "static")
 OUTPUTS = ("target_labels", "target_bboxes", "target_scores", "fg_mask", "target_gt_idx")

@@ -29,7 +29,7 @@ FAULTS = (
     ("yolox_bce", "yolox_bce_hard_classes", "loss_cls"),
     ("set_class_loss", "set_class_loss_no_object_weight_dropped", "loss_ce"),
     ("generalized_box_iou", "generalized_box_iou_over_union", "giou"),
-    ("set_loss", "set_loss_auxiliary_layers_skipped", "terms"),
+    ("set_loss", "set_loss_auxiliary_layers_skipped", "total"),
 )
 
 

@@ -23,9 +23,13 @@ class OracleProcess:
         )
         self.name, self.version, self.source, self.operations = self._reply()
 
-    def bind(self, operation, tensors, settings):
-        """Return {"outputs", "raw", "tensors" after the call}."""
-        return self._ask("bind", operation, tensors, settings)
+    def bind(self, operation, tensors, settings, *assignment):
+        """Return {"outputs", "raw", "tensors" after the call, "gradients" of the tensors that require any}."""
+        return self._ask("bind", operation, tensors, settings, *assignment)
+
+    def assigner_inputs(self, operation, tensors, settings):
+        """Return what a total hands to its assigners, and what they answer."""
+        return self._ask("assigner_inputs", operation, tensors, settings)
 
     def quantities(self, operation, tensors, settings):
         return self._ask("quantities", operation, tensors, settings)

@@ -1,25 +1,33 @@
 """Child process of the tests: loads the oracle named on the command line and answers requests from its stdin.
 
-A request is a pickled (method of the Oracle, operation, tensors, settings). The reply to `bind` holds the
-translated outputs, upstream's raw result, and the tensors after the call; that to `quantities` the quantities, that
-to `era` the era.
+A request is a pickled (method of the Oracle, operation, tensors, settings, further arguments). The reply to `bind`
+holds the translated outputs, upstream's raw result, the tensors after the call, and for tensors that require gradient
+the gradients of the sum of all outputs; that to any other method what it answers.
 """
 
 import os
 import pickle
 import sys
 
+import torch
+
 from reference import OracleError, OracleSpec, load
 
 
-def answer(oracle, method, operation, tensors, settings):
-    if method == "quantities":
-        return oracle.quantities(operation, tensors, settings)
+def answer(oracle, method, operation, *given):
     if method == "era":
         return oracle.era(operation)
-    bound = oracle.bind(operation, tensors, settings)
+    if method != "bind":
+        return getattr(oracle, method)(operation, *given)
+    tensors = given[0]
+    bound = oracle.bind(operation, *given)
     raw = bound()
-    return {"outputs": bound.translate(raw), "raw": raw, "tensors": tensors}
+    outputs = bound.translate(raw)
+    leaves = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
+    used = [output.sum() for output in outputs.values() if output.requires_grad]
+    found = torch.autograd.grad(used, list(leaves.values())) if leaves else ()
+    gradients = dict(zip(leaves, found, strict=True))
+    return {"outputs": outputs, "raw": raw, "tensors": tensors, "gradients": gradients}
 
 
 def main():

@@ -1,0 +1,158 @@
+"""What the two forms of YOLOX's total share: the assignment, and what becomes of the terms."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cleanroom.assign.simota import REGIONS, simota_assign
+from cleanroom.losses._yolox_rows import foreground
+from cleanroom.losses._yolox_terms import Targets, Terms
+from cleanroom.losses.yolox_iou import result_dtype
+from cleanroom.paths import take_sparse_path
+
+IOU_WEIGHT = 5.0
+#: SimOTA sums ten overlaps of at most 1 for the number of anchors that a ground truth takes.
+ANCHORS_A_GROUND_TRUTH = 10
+REDUCTIONS = ("sum", "none")
+
+
+class YOLOXLosses(NamedTuple):
+    """The six training outputs, and the decisions behind them.
+
+    The first five are 0-dim, or (B,) with reduction "none": contributions whose sum over images is the usual value.
+    """
+
+    total_loss: Tensor
+    iou_loss: Tensor
+    """5 times the box term."""
+    conf_loss: Tensor
+    """Objectness."""
+    cls_loss: Tensor
+    l1_loss: Tensor
+    """0 without L1, without gradient."""
+    num_fg: Tensor
+    """Mean number of anchors a ground truth, 0-dim float32; 1 for a batch without ground truths."""
+    fg_mask: Tensor
+    """(B, N) bool, anchors that were taken."""
+    matched_gt: Tensor
+    """(B, N) int64, row of the ground truth in labels, -1 on background."""
+
+
+class Rules(NamedTuple):
+    """Settings of the loss and of the assigner inside."""
+
+    num_classes: int
+    assigner: dict[str, Any]
+    each_image: bool
+    path: str
+
+
+class Assigned(NamedTuple):
+    """The assignment of a batch, and what its foreground learns."""
+
+    targets: Targets
+    positives: Tensor
+    """0-dim, anchors that learn a box, at least 1."""
+    ground_truths: Tensor
+    """0-dim, at least 1."""
+    fg_mask: Tensor
+    matched_gt: Tensor
+
+
+def make_rules(num_classes: int, radius: float, penalty: float, region: str, reduction: str, path: str) -> Rules:
+    """Settings that are sound; ValueError names the one that is not."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+    if region not in REGIONS:
+        raise ValueError(f"region must be one of {REGIONS}, got {region!r}")
+    take_sparse_path(path)  # refuses an unknown path
+    return Rules(num_classes, {"radius": radius, "penalty": penalty, "region": region}, reduction == "none", path)
+
+
+def check_labels(labels: Tensor) -> None:
+    """Refuse what holds no rows of class and box."""
+    if labels.ndim != 3 or labels.shape[2] < 5:
+        raise ValueError(f"labels must be (B, M, 5), got {list(labels.shape)}")
+
+
+def check_rows(name: str, images: int, channels: int, labels: Tensor, num_classes: int) -> None:
+    """Refuse predictions called `name` of another number of images or classes."""
+    if images == 0:
+        raise ValueError(f"{name} must hold at least one image")
+    if channels != 5 + num_classes:
+        raise ValueError(f"{name} must have 5 + {num_classes} channels, got {channels}")
+    if len(labels) != images:
+        raise ValueError(f"labels are of {len(labels)} images, {name} of {images}")
+
+
+@torch.no_grad()
+def assign(
+    labels: Tensor,
+    pred_boxes: Tensor,
+    cls_logits: Tensor | Sequence[Tensor],
+    obj_logits: Tensor,
+    grid: Sequence[Tensor],
+    ignore: Tensor | None,
+    rules: Rules,
+) -> Assigned:
+    """Ask SimOTA, and gather what its foreground anchors learn; obj_logits (B, N), grid x, y and stride (N,)."""
+    shape = obj_logits.shape
+    if ignore is not None and (ignore.shape != shape or ignore.dtype != torch.bool):
+        raise ValueError(f"ignore_mask must be bool {list(shape)}, got {ignore.dtype} {list(ignore.shape)}")
+    num_gt = (labels.sum(2) > 0).sum(1)
+    labels = _floating(labels)
+    if labels.shape[1] == 0:  # one padding row, so that gathering has something to read
+        labels = labels.new_zeros(len(labels), 1, labels.shape[2])
+    boxes, classes = labels[..., 1:5], labels[..., 0]
+    x, y, stride = (part[None] for part in grid)
+    try:
+        found = simota_assign(
+            boxes, classes, num_gt, pred_boxes, cls_logits, obj_logits[..., None], stride, x, y,
+            num_classes=rules.num_classes, path=rules.path, **rules.assigner,
+        )  # fmt: skip
+    except IndexError as error:
+        raise IndexError(f"labels: {error}") from None
+    positive = found.fg_mask if ignore is None else found.fg_mask & ~ignore
+    sparse = take_sparse_path(rules.path, labels, pred_boxes)
+    some = foreground(positive, None if sparse else ANCHORS_A_GROUND_TRUTH * labels.shape[1])
+    row = some.of(found.matched_gt).clamp(min=0)
+    label = labels[some.image, row, 0].long().clamp(0, rules.num_classes - 1)
+    targets = Targets(positive, ignore, *some, boxes[some.image, row], label)
+    positives, ground_truths = positive.sum().clamp(min=1), num_gt.sum().clamp(min=1)
+    return Assigned(targets, positives, ground_truths, found.fg_mask, found.matched_gt)
+
+
+def _floating(labels: Tensor) -> Tensor:
+    """Whole numbers count as float32, as upstream's first division makes them."""
+    return labels if labels.is_floating_point() else labels.float()
+
+
+def make_losses(
+    terms: Terms,
+    assigned: Assigned,
+    predictions: Tensor,
+    labels: Tensor,
+    objectness: torch.dtype,
+    use_l1: bool,
+) -> YOLOXLosses:
+    """Divide, weigh and add the terms, and round each to the dtype that upstream gives it."""
+    iou, obj, cls, l1 = (term / assigned.positives for term in terms)
+    iou = IOU_WEIGHT * iou
+    total = iou + obj + cls
+    if use_l1:
+        total = total + l1
+    both, own = result_dtype(predictions, _floating(labels)), result_dtype(predictions)
+    objectness = torch.promote_types(objectness, torch.float32) if own != predictions.dtype else objectness
+    summed = torch.promote_types(torch.promote_types(both, objectness), own)
+    return YOLOXLosses(
+        total.to(summed),
+        iou.to(both),
+        obj.to(objectness),
+        cls.to(both),
+        l1.to(own) if use_l1 else torch.zeros_like(total, dtype=summed, requires_grad=False),
+        assigned.positives / assigned.ground_truths,
+        assigned.fg_mask,
+        assigned.matched_gt,
+    )

@@ -1,0 +1,18 @@
+"""Element-wise overlaps of ultralytics (specification: boxes.md, section 9)."""
+
+from collections.abc import Mapping
+from functools import partial
+
+from torch import Tensor
+
+from reference.bound import Bound
+
+SETTINGS = ("xywh", "GIoU", "DIoU", "CIoU", "eps")
+
+
+def bind(tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> Bound:
+    """Prepare the call."""
+    from ultralytics.utils.metrics import bbox_iou
+
+    call = partial(bbox_iou, tensors["box1"], tensors["box2"], **{name: settings[name] for name in SETTINGS})
+    return Bound(call, lambda raw: {"iou": raw})
