@@ -19,6 +19,7 @@ REG_MAX = (16, 16, 16, 8, 4, 2, 1, 1)
 #: How wide the distributions of box distances are, in bins, and how noisy their logits.
 _WIDTH, _NOISE = 0.8, 0.3
 _SATURATED_WIDTH = 0.15
+_LEAST_HALF = -14.0
 #: Logits far beyond what a network answers, still finite in half.
 _EXTREME = 1e4
 
@@ -54,6 +55,10 @@ def head(scene: Scene, seed: int, reg_max: int, dtype: str, *, extreme: bool = F
     if scene.prediction == "saturated":
         # Where all logits are -30 upstream's class term is what is left of a cancellation, in float64 too.
         found.logits[:, :1] = found.logits[:, :1].clip(-2, 2)
+    if dtype == "float16":
+        # Below, a probability is 0 in half, and metrics of 0 tie: who wins an anchor is then any row's luck, and an
+        # anchor won with a metric of 0 is told as background.
+        found.logits.clip(_LEAST_HALF, None, out=found.logits)
     points, strides = frame.points, frame.cells[:, 2:]
     near, far = (points - found.boxes[..., :2]) / strides, (found.boxes[..., 2:] - points) / strides
     boxes = _channels(scene, seed, np.concatenate([near, far], axis=-1), reg_max)

@@ -112,10 +112,10 @@ WORKED = (
 #: The table of yolox_losses.md, section 2: prediction and target.
 EDGES = {
     "zero-area-same-place": ((5, 5, 0, 0), (5, 5, 0, 0)),
-    "zero-area-apart": ((5, 5, 0, 0), (9, 5, 0, 0)),
+    "zero-area-apart": ((5, 5, 0, 0), (9, 9, 0, 0)),
     "zero-area-inside": ((5, 5, 0, 0), (5, 5, 4, 4)),
     "touching": ((2, 2, 4, 4), (6, 2, 4, 4)),
-    "negative-width": ((5, 5, -2, 4), (5, 5, 4, 4)),
+    "negative-width": ((5, 5, -2, 2), (5, 5, 4, 4)),
     "infinite-width": ((5, 5, torch.inf, 4), (5, 5, 4, 4)),
     "nan": ((5, torch.nan, 4, 4), (5, 5, 4, 4)),
 }

@@ -230,5 +230,21 @@ def pinned_cases() -> Iterator[tuple[str, Case]]:
     yield "saturated-scores", case({"saturated"}, {"scores": tensors["scores"].sign() * 30})
     fresh = {name: torch.zeros_like(tensors[name]) for name in ("boxes", "scores")}
     yield "fresh-head", case({"prediction-uniform", "tie"}, fresh)
+    differs = "divergence:v8-detection-non-finite-prediction"
+    # Anchor 0 of image 0 lies in no box, anchor 40 in the first one. A NaN of a class that no box has costs that alone.
+    for name, channel, anchor, value, tags in (
+        ("nan-score-outside-all-boxes", ("scores", 1), 0, torch.nan, set()),
+        ("nan-score-of-the-class-of-a-box", ("scores", 0), 40, torch.nan, {differs}),
+        ("nan-score-of-another-class", ("scores", 1), 40, torch.nan, set()),
+        ("nan-box-channel-outside-all-boxes", ("boxes", 0), 0, torch.nan, {differs}),
+        ("nan-box-channel-inside-a-box", ("boxes", 0), 40, torch.nan, {differs}),
+        ("infinite-box-channel-inside-a-box", ("boxes", 20), 40, torch.inf, {differs}),
+        ("impossible-bin", ("boxes", 15), 40, -torch.inf, set()),
+        ("infinite-score-of-background", ("scores", 1), 0, torch.inf, set()),
+        ("impossible-score-of-background", ("scores", 1), 0, -torch.inf, {differs}),
+    ):
+        tensor, place = tensors[channel[0]].clone(), channel[1]
+        tensor[0, place, anchor] = value
+        yield name, case({"non-finite", *tags}, {channel[0]: tensor})
     for dtype in ("bfloat16", "float16"):
         yield f"autocast-{dtype}", case({f"autocast-{dtype}"}, autocast=dtype)

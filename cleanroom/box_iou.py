@@ -16,6 +16,7 @@ diagonal c, d the distance term and v the aspect term, the gradients by each are
 A side of the intersection or of the hull ends at corners of either box; in a tie each of them gets half.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -106,22 +107,26 @@ class _Overlap(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        boxes, wanted = ctx.saved_tensors, ctx.needs_input_grad
-        (one, two), pairs = _aligned(*boxes)
-        grad = grad.reshape(pairs)
-        whole = [
-            grad.new_empty((4, *pairs), dtype=_at_least_float32(ctx.dtype)) if want else None for want in wanted[:2]
-        ]
+        boxes, rule, wide = ctx.saved_tensors, ctx.rule, _at_least_float32(ctx.dtype)
+        aligned, pairs = _aligned(*boxes)
+        broadcast = boxes[0].shape != boxes[1].shape
+        fill, dtype = (torch.zeros_like, wide) if broadcast else (torch.empty_like, None)
+        results = [fill(box, dtype=dtype) if ctx.needs_input_grad[index] else None for index, box in enumerate(aligned)]
+        grad, finish = grad.reshape(pairs), _add_gradient if broadcast else _write_gradient
         for rows in _blocks(pairs, grad.device):
-            parts = (box if rows is None or len(box) == 1 else box[rows] for box in (one, two))
-            first, second = (_terms(planes(part.to(_at_least_float32(ctx.dtype))), ctx.rule) for part in parts)
-            slopes = _slopes(grad if rows is None else grad[rows], first, second, ctx.rule)
-            for own, other, sign, planar in ((first, second, 1, whole[0]), (second, first, -1, whole[1])):
-                if planar is not None:
-                    result = planar if rows is None else planar[:, rows]
-                    _write_gradient(slopes, own, other, sign, ctx.rule, result)
-        gradients = [None if p is None else _interleaved(p, box) for p, box in zip(whole, boxes, strict=True)]
-        return *gradients, None, None
+            terms = [_terms(planes(_part(box, rows).to(wide)), rule) for box in aligned]
+            slopes = _slopes(grad if rows is None else grad[rows], *terms, rule)
+            for index, result in enumerate(results):
+                if result is not None:
+                    into = _part(result, rows).unbind(-1)
+                    finish(slopes, terms[index], terms[1 - index], 1 - 2 * index, rule, into)
+        found = zip(boxes, results, strict=True)
+        return *(None if result is None else result.view(box.shape).to(box.dtype) for box, result in found), None, None
+
+
+def _part(box: Tensor, rows: slice | None) -> Tensor:
+    """The rows of a block, or all of a box that is broadcast over them."""
+    return box if rows is None or len(box) == 1 else box[rows]
 
 
 def _aligned(box1: Tensor, box2: Tensor) -> tuple[tuple[Tensor, Tensor], torch.Size]:
@@ -141,16 +146,6 @@ def _blocks(shape: torch.Size, device: torch.device) -> list[slice | None]:
     rows = shape[0]
     step = -(-rows // min(rows, -(-pairs // room)))
     return [slice(start, start + step) for start in range(0, rows, step)]
-
-
-def _interleaved(planar: Tensor, box: Tensor) -> Tensor:
-    """(4, ...) of every pair as the gradient of `box`, summed over what was broadcast."""
-    result = torch.empty_like(box, memory_format=torch.contiguous_format)
-    if planar.numel() == box.numel():
-        planar = planar.reshape(4, *box.shape[:-1])
-    for coordinate, value in zip(result.unbind(-1), planar, strict=True):
-        coordinate.copy_(value.sum_to_size(coordinate.shape))
-    return result
 
 
 class _Terms(NamedTuple):
@@ -237,10 +232,10 @@ def _finite(by_common: Tensor, by_hull: Tensor | None) -> bool:
     return bool(total.isfinite())
 
 
-def _write_gradient(slopes: _Slopes, own: _Terms, other: _Terms, sign: int, rule: Rule, result: Tensor) -> None:
-    """Write the gradient (4, ...) of a box, the first one (sign 1) or the second (-1)."""
+def _write_gradient(slopes: _Slopes, own: _Terms, other: _Terms, sign: int, rule: Rule, into: Sequence[Tensor]) -> None:
+    """Write the gradient of a box, the first one (sign 1) or the second (-1), coordinate by coordinate."""
     # The near corner and minus the far one: the intersection takes the maximum of both boxes, the hull the minimum.
-    corner = result.new_zeros((2, *slopes.inner.shape))
+    corner = slopes.inner.new_zeros((2, *slopes.inner.shape))
     of_maximum, of_minimum = _shares(own, other, corner, slopes.finite)
     if slopes.shift is not None:
         torch.mul(slopes.shift, sign, out=corner[0])
@@ -254,12 +249,21 @@ def _write_gradient(slopes: _Slopes, own: _Terms, other: _Terms, sign: int, rule
         by_ratio = (slopes.angle / own.ratio.square().add_(1)).mul_(sign)
         size[0].add_(by_ratio / own.size[1])
         size[1].sub_(by_ratio.mul_(own.ratio / own.size[1]))
-    if rule.xywh:
-        torch.sub(corner[0], corner[1], out=result[:2])
-        torch.sub(size, _sum(corner), alpha=0.5, out=result[2:])
-    else:
-        torch.sub(corner[0], size, out=result[:2])
-        torch.sub(size, corner[1], out=result[2:])
+    for axis, (near, far) in enumerate(zip(*corner, strict=True)):
+        if rule.xywh:
+            torch.sub(near, far, out=into[axis])
+            torch.sub(size[axis], near.add_(far), alpha=0.5, out=into[2 + axis])
+        else:
+            torch.sub(near, size[axis], out=into[axis])
+            torch.sub(size[axis], far, out=into[2 + axis])
+
+
+def _add_gradient(slopes: _Slopes, own: _Terms, other: _Terms, sign: int, rule: Rule, into: Sequence[Tensor]) -> None:
+    """Add the gradient of a box that may be in several pairs."""
+    of_pairs = slopes.inner.new_empty((4, *slopes.union.shape))
+    _write_gradient(slopes, own, other, sign, rule, of_pairs.unbind(0))
+    for total, coordinate in zip(into, of_pairs, strict=True):
+        total.add_(coordinate.sum_to_size(total.shape))
 
 
 def _sum(pair: Tensor) -> Tensor:
@@ -306,10 +310,8 @@ def _check(box1: Tensor, box2: Tensor, rule: Rule) -> None:
             raise ValueError(f"{name} must have last size 4, got shape {tuple(box.shape)}")
         if box.dtype == torch.bool or box.is_complex():
             raise TypeError(f"{name} must be real, got {box.dtype}")
-    if box1.shape == box2.shape:
-        return
-    facing = zip(reversed(box1.shape), reversed(box2.shape), strict=False)
-    if any(one != two and 1 not in (one, two) for one, two in facing):
-        raise ValueError(f"box1 and box2 do not broadcast: {tuple(box1.shape)}, {tuple(box2.shape)}")
     if rule.alpha not in CIOU_ALPHAS:
         raise ValueError(f"ciou_alpha must be one of {CIOU_ALPHAS}, got {rule.alpha!r}")
+    facing = zip(reversed(box1.shape), reversed(box2.shape), strict=False)
+    if box1.shape != box2.shape and any(one != two and 1 not in (one, two) for one, two in facing):
+        raise ValueError(f"box1 and box2 do not broadcast: {tuple(box1.shape)}, {tuple(box2.shape)}")

@@ -143,15 +143,17 @@ class _Decode(torch.autograd.Function):
         first, second, third, fourth = grad.unbind(ctx.axis)
         distance = points = None
         if ctx.needs_input_grad[0]:
-            if ctx.xywh:  # a near corner is half of the centre less the side, a far one half and the side
+            if (
+                ctx.xywh
+            ):  # of half the centre's gradient the near sides get minus, the far ones plus; and all of the size's
                 pairs = ((first, third), (second, fourth))
-                sides = [torch.add(side, centre, alpha=half) for half in (-0.5, 0.5) for centre, side in pairs]
+                sides = [torch.add(size, centre, alpha=half) for half in (-0.5, 0.5) for centre, size in pairs]
                 distance = joined(sides, (1, 1, 1, 1), ctx.axis, *ctx.distance)
             else:
                 distance = joined((first, second, third, fourth), (-1, -1, 1, 1), ctx.axis, *ctx.distance)
         if ctx.needs_input_grad[1]:
-            both = (first, second) if ctx.xywh else (first + third, second + fourth)
-            points = joined(both, (1, 1), ctx.axis, *ctx.points)
+            far = None if ctx.xywh else (third, fourth)
+            points = point_gradient((first, second), far, 1, ctx.axis, *ctx.points)
         return distance, points, None, None, None, None
 
 
@@ -162,6 +164,18 @@ def joined(
     result = torch.empty(shape, dtype=dtype, device=coordinates[0].device)
     for place, coordinate, sign in zip(result.unbind(axis), coordinates, signs, strict=True):
         torch.mul(coordinate.sum_to_size(place.shape), sign, out=place)
+    return result
+
+
+def point_gradient(
+    near: Sequence[Tensor], far: Sequence[Tensor] | None, sign: int, axis: int, shape: torch.Size, dtype: torch.dtype
+) -> Tensor:
+    """Gradient of points: that of the near sides, and `sign` times that of the far ones, summed as in `joined`."""
+    if far is None:
+        return joined(near, (1, 1), axis, shape, dtype)
+    result = torch.empty(shape, dtype=dtype, device=near[0].device)
+    for place, one, two in zip(result.unbind(axis), near, far, strict=True):
+        torch.add(one.sum_to_size(place.shape), two.sum_to_size(place.shape), alpha=sign, out=place)
     return result
 
 
@@ -193,15 +207,16 @@ class _Encode(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        slopes = grad.unbind(-1)
         if ctx.bound is not None:
-            distance = _encode(*ctx.saved_tensors, None, grad.shape, grad.dtype)
-            grad = _unclamped(distance, ctx.bound).mul_(grad)
-        left, top, right, bottom = grad.unbind(-1)
+            (x, y), (x1, y1, x2, y2) = (tensor.unbind(-1) for tensor in ctx.saved_tensors)
+            sides = (x, x1), (y, y1), (x2, x), (y2, y)
+            slopes = [_unclamped(a - b, ctx.bound).mul_(slope) for (a, b), slope in zip(sides, slopes, strict=True)]
         points = boxes = None
         if ctx.needs_input_grad[0]:
-            points = joined((left - right, top - bottom), (1, 1), -1, *ctx.points)
+            points = point_gradient(slopes[:2], slopes[2:], -1, -1, *ctx.points)
         if ctx.needs_input_grad[1]:
-            boxes = joined((left, top, right, bottom), (-1, -1, 1, 1), -1, *ctx.boxes)
+            boxes = joined(slopes, (-1, -1, 1, 1), -1, *ctx.boxes)
         return points, boxes, None, None, None
 
 

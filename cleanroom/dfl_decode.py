@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cleanroom.codecs import decode_boxes, dist2bbox, joined
+from cleanroom.codecs import decode_boxes, dist2bbox, joined, point_gradient
 
 # PyTorch's own kernel of p (g - sum_j p_j g_j): its rounding is that of autograd through a softmax.
 _softmax_gradient = torch.ops.aten._softmax_backward_data
@@ -90,7 +90,7 @@ class _Decode(torch.autograd.Function):
             by_distance = joined((left, top, right, bottom), (-1, -1, 1, 1), -1, grad.shape, _wide(logits))
             by_logits = _gradient(logits, by_distance, kept)
         if ctx.needs_input_grad[1]:
-            by_points = joined((left + right, top + bottom), (1, 1), -1, *ctx.points)
+            by_points = point_gradient((left, top), (right, bottom), 1, -1, *ctx.points)
         return by_logits, by_points
 
 

@@ -256,7 +256,9 @@ def decode_boxes(raw: Tensor, x: Tensor, y: Tensor, stride: Tensor) -> Tensor:
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, y: Tensor, stride: Tensor, *maps: Tensor) -> Tensor:
+    def forward(ctx, *given: Tensor) -> Tensor:
+        # Not spelt out: Dynamo takes a function of as many parameters as there are arguments for one without ctx.
+        (x, y, stride), maps = given[:3], given[3:]
         raw = raw_boxes(maps)
         ctx.save_for_backward(stride, raw)
         ctx.shapes = [level.shape[2:] for level in maps]

@@ -189,19 +189,23 @@ def _plan(arguments: argparse.Namespace):
 
 def _print_summary(summary: dict, path: Path) -> None:
     out = sys.stdout.write
-    width = max([len(row["candidate"]) for row in summary["operations"] + summary["measurements"]], default=0)
+    rows = summary["operations"] + summary["measurements"]
+    widths = {key: max([len(row[key]) for row in rows], default=0) for key in ("operation", "oracle", "candidate")}
+
+    def who(row: dict) -> str:
+        return " ".join(f"{row[key]:<{width}}" for key, width in widths.items())
+
     for row in summary["operations"]:
         out(
-            f"{row['operation']:<10} {row['oracle']:<21} {row['candidate']:<{width}} {row['cases']:>5} cases: "
+            f"{who(row)} {row['cases']:>5} cases: "
             f"{row['match']} match, {row['tie']} tie ({row['tie_share']:.1%}), {row['mismatch']} mismatch, "
             f"{row['other']} other\n"
         )
     for row in summary["measurements"]:
         if row["speedup"] is not None:
             out(
-                f"{row['operation']:<10} {row['oracle']:<21} {row['candidate']:<{width}} {row['workload']:<10} "
-                f"{row['speedup']:.1f}x {_interval(row)}, peak memory "
-                f"{row['peak_bytes_candidate'] / 1e6:.1f} MB for {row['peak_bytes_oracle'] / 1e6:.1f} MB\n"
+                f"{who(row)} {row['workload']:<9} {row['direction']:<16} {row['speedup']:.1f}x {_interval(row)}, "
+                f"peak memory {row['peak_bytes_candidate'] / 1e6:.1f} MB for {row['peak_bytes_oracle'] / 1e6:.1f} MB\n"
             )
     for bar in summary["gate"]:
         if not bar["ok"]:

@@ -22,7 +22,7 @@ from harness.verdict import NON_FINITE, Evidence, Finding, worst
 OWN_ULPS = 256
 """Units in the last place of an output's scale, up to which the oracle's own error widens the budget of an element
 without the truth's sensitivity."""
-RUNGS = MOVES, 4 * MOVES
+RUNGS = MOVES, 4 * MOVES, 16 * MOVES
 """Moves of the inputs that are made: some at once, more where these do not suffice."""
 WITHOUT_TRUTH_ULPS = 64
 """The stated tolerance where upstream cannot run in float64: two roundings of sums, one of them upstream's."""

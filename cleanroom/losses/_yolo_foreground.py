@@ -93,7 +93,8 @@ def box_losses(
 ) -> tuple[Tensor, Tensor]:
     """``1 - CIoU`` and the distance loss (N,) of the places (yolo_losses.md, section 2.4)."""
     points, strides = geometry.points[places.anchor], geometry.strides[places.anchor]
-    target = targets.boxes.flatten(0, 1)[places.row] / strides
+    # What is not real carries the image's first row, which may hold NaN.
+    target = torch.where(places.real[:, None], targets.boxes.flatten(0, 1)[places.row], 0) / strides
     target = target.to(predicted.boxes.dtype)
     overlap = bbox_iou(predicted.boxes, target, xywh=False, CIoU=True, ciou_alpha=ciou_alpha)[:, 0]
     wanted = torch.cat((points - target[:, :2], target[:, 2:] - points), 1)

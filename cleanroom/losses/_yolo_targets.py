@@ -55,10 +55,8 @@ def pad_targets(
         rows = objects if max_objects is None else max_objects
         inside = ((image >= 0) & (image < images)).all() & (image[1:] >= image[:-1]).all()
         torch._assert_async(inside, f"batch_idx must not descend, and stay in [0, {images})")
-        image = image.clamp(0, max(0, images - 1))
         slot = slot - first[image]
         torch._assert_async((slot < rows).all(), f"max_objects is {rows}, but batch_idx has more objects of one image")
-        slot = slot.clamp(max=max(0, rows - 1))
 
     place = image * rows + slot
     corners = bboxes.detach().float() * torch.tensor([*size, *size], device=bboxes.device)

@@ -39,7 +39,8 @@ class Foreground(NamedTuple):
             return values.sum()
         if self.valid is not None:
             return values.reshape(images, -1).sum(1)
-        return values.new_zeros(images).index_add_(0, self.image, values.flatten(1).sum(1))
+        values = values if values.ndim == 1 else values.sum(1)
+        return values.new_zeros(images).index_add_(0, self.image, values)
 
 
 def foreground(mask: Tensor, slots: int | None) -> Foreground:

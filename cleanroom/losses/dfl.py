@@ -1,5 +1,7 @@
 """Distribution focal loss (Li et al., arXiv:2006.04388): a distribution over R bins learns a real-valued distance."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -27,15 +29,18 @@ def distribution_focal_loss(pred_dist: Tensor, target: Tensor) -> Tensor:
         TypeError: a dtype is not floating.
     """
     _check(pred_dist, target)
-    compute = torch.promote_types(pred_dist.dtype, torch.float32)
     bins = pred_dist.shape[-1]
-    beside, weights = _beside(target.detach(), bins)
+    distance = target.detach().double().clamp(0, bins - 1.01)
+    if data_dependent(pred_dist, target) and math.isnan(distance.sum()):
+        raise ValueError("target must not be NaN")
+    low = distance.long().clamp_(0, bins - 2)  # changes only what NaN became
+    # In float64: near a bin and at the upper bound, the small weight would lose its digits in float32.
+    left = low + 1 - distance
+    weights = torch.stack((left, 1 - left), -1)
+    beside = low.unsqueeze(-1) + torch.arange(2, device=low.device)
     rows = pred_dist.reshape(*target.shape, bins)
-    if compute == torch.float64:  # nothing to gain from exact differences, and upstream's bits to lose
-        sides = _between(torch.log_softmax(rows, -1), beside, weights)
-    else:
-        sides = _SideLosses.apply(rows, beside, weights)
-    return sides.mean(-1).to(torch.promote_types(pred_dist.dtype, target.dtype))
+    loss = _double_losses if rows.dtype == torch.float64 else _Losses.apply
+    return loss(rows, beside, weights).to(torch.promote_types(pred_dist.dtype, target.dtype))
 
 
 class DFLoss(nn.Module):
@@ -68,30 +73,18 @@ def _check(pred_dist: Tensor, target: Tensor) -> None:
             f"pred_dist must have a row of bins for each element of target, got {tuple(pred_dist.shape)} for "
             f"{tuple(target.shape)}"
         )
-    if data_dependent(pred_dist, target) and target.isnan().any():
-        raise ValueError("target must not be NaN")
 
 
-def _beside(distance: Tensor, bins: int) -> tuple[Tensor, Tensor]:
-    """The two bins (..., 2) beside each clamped distance, and their weights.
-
-    Weights are float64: near a bin and at the upper bound, the small one would lose its digits in float32.
-    """
-    distance = distance.double().clamp(0, bins - 1.01)
-    low = distance.long().clamp_(0, bins - 2)  # changes only what NaN became
-    left = low + 1 - distance
-    return torch.stack((low, low + 1), -1), torch.stack((left, 1 - left), -1)
+def _double_losses(rows: Tensor, bins: Tensor, weights: Tensor) -> Tensor:
+    """The formula as it stands: in float64 there is nothing to gain from another, and upstream's bits to lose."""
+    return -(weights * torch.log_softmax(rows, -1).gather(-1, bins)).sum(-1).mean(-1)
 
 
-def _between(log_p: Tensor, bins: Tensor, weights: Tensor) -> Tensor:
-    return -(weights.to(log_p.dtype) * log_p.gather(-1, bins)).sum(-1)
+class _Losses(torch.autograd.Function):
+    """(..., sides, R) logits, bins and float64 weights 1 - f, f (..., sides, 2) -> float64 means over the sides (...).
 
-
-class _SideLosses(torch.autograd.Function):
-    """(..., R) logits, bins (..., 2) and their weights 1 - f, f -> (...), computed in float32.
-
-    The gradient is ``p - (1 - f)`` at the lower bin l, ``p - f`` at l + 1, and p = softmax(x) elsewhere. Where a bin
-    has most of the probability, p is what the others leave of 1 in float64, so that the difference has digits.
+    The gradient is ``p - (1 - f)`` at the lower bin l, ``p - f`` at l + 1 and p = softmax(x) elsewhere. Where a bin has
+    most of the probability, its p is what a float64 sum of the others leaves of 1, so that the difference has digits.
     """
 
     @staticmethod
@@ -99,14 +92,15 @@ class _SideLosses(torch.autograd.Function):
         log_p = torch.log_softmax(logits, -1, dtype=torch.float32)
         ctx.save_for_backward(log_p, bins, weights)
         ctx.dtype = logits.dtype
-        return _between(log_p, bins, weights)
+        return (log_p.gather(-1, bins) * weights).sum((-1, -2)).div_(-bins.shape[-2])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
         log_p, bins, weights = ctx.saved_tensors
+        grad = (grad / bins.shape[-2])[..., None, None]
         p = log_p.exp()
-        beside = p.gather(-1, bins)
-        others = p.scatter_(-1, bins, 0).sum(-1, keepdim=True) + beside.flip(-1)
-        slope = torch.where(beside > 0.5, 1 - others.double(), beside) - weights
-        return p.scatter_(-1, bins, slope.float()).mul_(grad.unsqueeze(-1)).to(ctx.dtype), None, None
+        beside = p.gather(-1, bins).double()
+        others = p.double() @ weights.new_ones(p.shape[-1], 1) - beside
+        slope = torch.where(beside > 0.5, 1 - others, beside).sub_(weights).mul_(grad)
+        return p.mul_(grad).scatter_(-1, bins, slope.float()).to(ctx.dtype), None, None

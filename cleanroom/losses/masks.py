@@ -158,21 +158,23 @@ class _Resize:
     def __init__(self, small: tuple[int, int], large: tuple[int, int], dtype: torch.dtype) -> None:
         self.side, self.large, self.weights = max(small), large, None
         if self.side <= _DENSE_SIDE_BACK:
-            self.weights = tuple(_axis(*sides).to(dtype) for sides in zip(small, large, strict=True))
+            down, across = (_axis(*sides) for sides in zip(small, large, strict=True))
+            self.weights = down.to(dtype), across
 
     def __call__(self, logits: Tensor) -> Tensor:
         if self.side > _DENSE_SIDE or not bool(logits.sum().isfinite()):
             return _resized(logits, self.large)
         down, across = self.weights
         with torch.autocast("cpu", enabled=False):
-            return down.mT @ logits @ across
+            return down.mT @ (logits.double() @ across).to(logits.dtype)
 
     def back(self, slopes: Tensor, like: Tensor) -> Tensor:
         """Derivatives (n, h, w) by logits `like`, from those by the resized ones."""
         if self.weights is not None:
             down, across = self.weights
             with torch.autocast("cpu", enabled=False):
-                found = down @ slopes @ across.mT
+                # The smaller product in float64, which halves what the weights themselves are rounded by.
+                found = ((down @ slopes).double() @ across.mT).to(slopes.dtype)
             # A product of matrices spreads what is not finite over its row and column.
             if bool(found.sum().isfinite()):
                 return found

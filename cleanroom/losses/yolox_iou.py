@@ -92,8 +92,8 @@ def pair_terms(pred: Tensor, target: Tensor, loss_type: str, slopes: bool) -> Pa
     """Loss of boxes (P, 4), and with `slopes` its derivatives.
 
     On the CPU in float64, in which corners and areas of float32 boxes are exact, so that what cancels for boxes that
-    contain each other does; elsewhere in float32 unless either box is wider. A slope that is not a number, of a box that
-    is not finite, is 0.
+    contain each other does; elsewhere in float32 unless either box is wider. Slopes of a box that is not finite are 0
+    where they are no numbers.
     """
     least = torch.float64 if pred.device.type == "cpu" else torch.float32
     dtype = torch.promote_types(torch.promote_types(pred.dtype, target.dtype), least)

@@ -38,19 +38,23 @@ def era(version: str) -> dict[str, Any]:
 
 
 def answer(inputs: Tensors, settings: dict[str, Any], foreground: Tensor, index: Tensor) -> Tensors:
-    """Outputs of `tal` under the decisions (B, A); scores by the definition, task_aligned.md, section 4, step 7."""
+    """Outputs of `tal` under the decisions (B, A); scores by the definition, task_aligned.md, section 4, step 7.
+
+    They are exact, as no oracle's error excuses them where decisions differ.
+    """
     scores, truths = inputs["pd_scores"], inputs["gt_bboxes"]
     label = inputs["gt_labels"][..., 0].long().gather(1, index)
     boxes = truths.gather(1, index[..., None].expand(-1, -1, 4))
-    score = scores.gather(2, label.remainder(scores.shape[2])[..., None])[..., 0]
-    wide = torch.promote_types(inputs["pd_bboxes"].dtype, torch.float32)
-    overlap = complete_iou(box_terms(boxes.to(wide)), box_terms(inputs["pd_bboxes"].to(wide))).clamp_(min=0)
+    score = scores.gather(2, label.remainder(scores.shape[2])[..., None])[..., 0].double()
+    overlap = complete_iou(box_terms(boxes.double()), box_terms(inputs["pd_bboxes"].double())).clamp_(min=0)
     metric = torch.where(foreground, score ** settings["alpha"] * overlap ** settings["beta"], 0)
     best_metric, best_overlap = (
         value.new_zeros(truths.shape[:2]).scatter_reduce(1, index, value, "amax").gather(1, index)
         for value in (metric, torch.where(foreground, overlap, 0))
     )
-    value = metric * best_overlap / (best_metric + settings["eps"])
+    value = (metric * best_overlap / (best_metric + settings["eps"])).to(
+        torch.promote_types(scores.dtype, truths.dtype)
+    )
     label = label.clamp(min=0)
     return {
         "target_labels": label,

@@ -60,6 +60,7 @@ class Recorder:
         head.get_assignments = self
 
     def __call__(self, *arguments: Any, **named: Any) -> Answer:
+        """Answer one call of the head's loss."""
         # The release has the number of anchors third, newer checkouts have not.
         image, rest = arguments[0], arguments[2 if self._newer else 3 :]
         self.given[image] = rest

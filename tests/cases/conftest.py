@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from cases import hungarian, simota, tal
 from cases.case import DTYPES, Case
 
 DRAWS = 300
@@ -16,7 +16,7 @@ DRAWS = 300
 def draw() -> Callable[..., list[Case]]:
     @cache
     def drawn(operation: str, dtypes: tuple[str, ...] = tuple(DTYPES), examples: int = DRAWS, **options) -> list[Case]:
-        strategy = {"tal": tal, "simota": simota, "hungarian": hungarian}[operation].cases
+        strategy = import_module(f"cases.{operation}").cases
         found: list[Case] = []
 
         @settings(

@@ -7,6 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from cleanroom.losses._yolo_head import distances, make_geometry
 from cleanroom.losses.v8_detection import v8_detection_loss, v8DetectionLoss
 from tests.cleanroom.yolo_by_hand import by_hand
 from tests.cleanroom.yolo_examples import GAINS, as_upstream, example, first_rows, model, pattern
@@ -261,6 +262,19 @@ def test_autocast_keeps_the_numbers_in_float32(low, dtype, path):
     assert [value.dtype for value in gradients(found.loss.sum(), given)] == [dtype, dtype]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_decides_is_computed_in_the_dtype_of_the_channels(dtype):
+    """Or of the autocast around; what is told afterwards in neither."""
+    rows = pattern((50, 64), 3, 0.7, 0.3)
+    share = rows.to(dtype).view(50, 4, 16).softmax(-1)
+    expected = (share.double() @ torch.arange(16.0, dtype=torch.float64)).to(dtype)
+    assert torch.equal(distances(rows.to(dtype), 16), expected)
+    with torch.autocast("cpu", dtype):
+        assert distances(rows, 16).dtype == dtype
+        assert distances(rows, 16, exact=True).dtype == torch.float32
+        assert distances(rows.double(), 16).dtype == torch.float64
+
+
 def test_half_sums_do_not_overflow():
     """80 classes, 2 x 2100 anchors: upstream's class term is infinite in float16."""
     given, settings = example(classes=80)
@@ -277,10 +291,14 @@ class TestNonFinite:
 
     OUTSIDE, INSIDE = 0, 40  # anchors of image 0: in the corner, inside the first object
 
+    @pytest.fixture(autouse=True, params=["sparse", "static"])
+    def _path(self, request):
+        self.path = request.param
+
     def spoiled(self, name, channel, anchor, value, reg_max=16):
         given, settings = example(reg_max)
         given[name][0, channel, anchor] = value
-        return evaluate(given, settings)
+        return evaluate(given, settings, path=self.path)
 
     def test_nan_score_is_a_nan_class_term(self):
         for anchor in (self.OUTSIDE, self.INSIDE):
@@ -305,6 +323,16 @@ class TestNonFinite:
             assert all(one.isfinite().all() for one in gradient)
             assert not found.fg_mask[0, anchor]
 
+    def test_places_that_stay_empty_may_hold_nan(self):
+        """The static path has places for all that could be proposed, and fills them up with background."""
+        given, settings = example()
+        given["bboxes"][2, 0] = 9
+        given["boxes"][0, 0, self.OUTSIDE] = nan
+        found, gradient = evaluate(given, settings, path=self.path)
+        assert found.fg_mask.sum() < 30
+        assert found.loss.isfinite().all()
+        assert all(one.isfinite().all() for one in gradient)
+
     def test_impossible_bin_is_fine(self):
         found, gradient = self.spoiled("boxes", 15, self.INSIDE, -inf)
         assert found.loss.isfinite().all()
@@ -312,7 +340,7 @@ class TestNonFinite:
 
     def test_large_logits_are_finite(self):
         given, settings = example()
-        found, gradient = evaluate(given | {"scores": given["scores"].sign() * 1e4}, settings)
+        found, gradient = evaluate(given | {"scores": given["scores"].sign() * 1e4}, settings, path=self.path)
         assert found.loss.isfinite().all()
         assert all(one.isfinite().all() for one in gradient)
 
@@ -332,14 +360,35 @@ class TestNonFinite:
         given, settings = example()
         for row in ([-0.8, -0.4, 0.4, 0.5], [nan, 0.4, 0.4, 0.5]):
             given["bboxes"][0] = torch.tensor(row)
-            found, _ = evaluate(given, settings)
+            found, _ = evaluate(given, settings, path=self.path)
             assert found.loss.isfinite().all()
             assert (found.target_gt_idx[0][found.fg_mask[0]] == 1).all()
+
+    def test_corner_sum_of_zero_counts_as_padding(self):
+        given, settings = example()
+        given["bboxes"][2] = torch.tensor([0.0, 0.0, 1.0, 1.0])
+        found, _ = evaluate(given, settings, path=self.path)
+        assert not found.fg_mask[1].any()
+        given["bboxes"][2, :2] += 0.05
+        found, _ = evaluate(given, settings, path=self.path)
+        assert found.fg_mask[1].any()
+
+    def test_foreground_without_a_score_is_background(self):
+        """Nothing overlaps a point: the assigner fills up with the first anchors in reach, which carry no loss."""
+        given, settings = example(reg_max=1)
+        given["bboxes"][2] = torch.tensor([20 / 96, 4 / 64, 0, 0])
+        found, _ = evaluate(given, settings, path=self.path)
+        assert found.fg_mask[0].any()
+        assert not found.fg_mask[1].any()
+        assert not found.target_gt_idx[1].any()
+        given["batch_idx"][:] = 0  # the point is the third object of its image
+        found, _ = evaluate(given, settings, path=self.path)
+        assert not found.target_gt_idx[~found.fg_mask].any()
 
     def test_zero_size_box_with_a_positive_centre_is_valid(self):
         given, settings = example()
         given["bboxes"][2, 2:] = 0
-        found, _ = evaluate(given, settings)
+        found, _ = evaluate(given, settings, path=self.path)
         assert found.loss.isfinite().all()
 
 
@@ -649,6 +698,9 @@ class TestClass:
 
     def test_validation_does_not_spoil_training(self):
         """What is kept from a call in inference mode is fit for autograd."""
+        with torch.inference_mode():
+            geometry = make_geometry([[7, 5]], [8], torch.float32, torch.device("cpu"))
+        assert not geometry.points.is_inference()
         given, settings = example()
         given["scores"], settings["levels"] = given["scores"][:, :, :120], [[8, 12], [4, 6]]
         given["boxes"] = given["boxes"][:, :, :120]
