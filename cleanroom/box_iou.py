@@ -109,24 +109,22 @@ class _Overlap(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         boxes, rule, wide = ctx.saved_tensors, ctx.rule, _at_least_float32(ctx.dtype)
         aligned, pairs = _aligned(*boxes)
-        broadcast = boxes[0].shape != boxes[1].shape
-        fill, dtype = (torch.zeros_like, wide) if broadcast else (torch.empty_like, None)
-        results = [fill(box, dtype=dtype) if ctx.needs_input_grad[index] else None for index, box in enumerate(aligned)]
-        grad, finish = grad.reshape(pairs), _add_gradient if broadcast else _write_gradient
-        for rows in _blocks(pairs, grad.device):
+        results = [torch.empty_like(box) if ctx.needs_input_grad[index] else None for index, box in enumerate(aligned)]
+        grad = grad.reshape(pairs)
+        # What is broadcast is in every block, and its sums are all of one piece.
+        for rows in [None] if boxes[0].shape != boxes[1].shape else _blocks(len(grad), grad.device):
             terms = [_terms(planes(_part(box, rows).to(wide)), rule) for box in aligned]
-            slopes = _slopes(grad if rows is None else grad[rows], *terms, rule)
+            slopes = _slopes(_part(grad, rows), *terms, rule)
             for index, result in enumerate(results):
                 if result is not None:
                     into = _part(result, rows).unbind(-1)
-                    finish(slopes, terms[index], terms[1 - index], 1 - 2 * index, rule, into)
+                    _write_gradient(slopes, terms[index], terms[1 - index], 1 - 2 * index, rule, into)
         found = zip(boxes, results, strict=True)
-        return *(None if result is None else result.view(box.shape).to(box.dtype) for box, result in found), None, None
+        return *(None if result is None else result.view(box.shape) for box, result in found), None, None
 
 
-def _part(box: Tensor, rows: slice | None) -> Tensor:
-    """The rows of a block, or all of a box that is broadcast over them."""
-    return box if rows is None or len(box) == 1 else box[rows]
+def _part(tensor: Tensor, rows: slice | None) -> Tensor:
+    return tensor if rows is None else tensor[rows]
 
 
 def _aligned(box1: Tensor, box2: Tensor) -> tuple[tuple[Tensor, Tensor], torch.Size]:
@@ -138,14 +136,13 @@ def _aligned(box1: Tensor, box2: Tensor) -> tuple[tuple[Tensor, Tensor], torch.S
     return (one, two), shape
 
 
-def _blocks(shape: torch.Size, device: torch.device) -> list[slice | None]:
-    """Slices of the first dim, each with few enough pairs for the cache; None for all of it."""
-    pairs, room = shape.numel(), _PAIRS_A_THREAD * torch.get_num_threads()
+def _blocks(pairs: int, device: torch.device) -> list[slice | None]:
+    """Slices with few enough pairs for the cache; None for all of them."""
+    room = _PAIRS_A_THREAD * torch.get_num_threads()
     if pairs <= room or device.type != "cpu":
         return [None]
-    rows = shape[0]
-    step = -(-rows // min(rows, -(-pairs // room)))
-    return [slice(start, start + step) for start in range(0, rows, step)]
+    step = -(-pairs // -(-pairs // room))
+    return [slice(start, start + step) for start in range(0, pairs, step)]
 
 
 class _Terms(NamedTuple):
@@ -235,18 +232,21 @@ def _finite(by_common: Tensor, by_hull: Tensor | None) -> bool:
 def _write_gradient(slopes: _Slopes, own: _Terms, other: _Terms, sign: int, rule: Rule, into: Sequence[Tensor]) -> None:
     """Write the gradient of a box, the first one (sign 1) or the second (-1), coordinate by coordinate."""
     # The near corner and minus the far one: the intersection takes the maximum of both boxes, the hull the minimum.
-    corner = slopes.inner.new_zeros((2, *slopes.inner.shape))
-    of_maximum, of_minimum = _shares(own, other, corner, slopes.finite)
+    # Each term is summed on its own over what is broadcast, as in autograd: huge ones may cancel.
+    shape = own.area.shape
+    of_maximum, of_minimum = _shares(own, other, slopes)
+    corner = slopes.inner.new_zeros((2, 2, *shape))
     if slopes.shift is not None:
-        torch.mul(slopes.shift, sign, out=corner[0])
-        torch.mul(slopes.shift, -sign, out=corner[1])
+        pull = slopes.shift.sum_to_size(2, *shape)
+        torch.mul(pull, sign, out=corner[0])
+        torch.mul(pull, -sign, out=corner[1])
     take_off = _take_off if slopes.finite else _take_off_chosen
     if slopes.hull is not None:
         take_off(corner, slopes.hull, of_minimum)
     take_off(corner, slopes.inner, of_maximum)
-    size = own.size.flip(0).mul(slopes.union)
+    size = own.size.flip(0).mul_(slopes.union.sum_to_size(shape))
     if slopes.angle is not None:
-        by_ratio = (slopes.angle / own.ratio.square().add_(1)).mul_(sign)
+        by_ratio = (slopes.angle.sum_to_size(shape) / own.ratio.square().add_(1)).mul_(sign)
         size[0].add_(by_ratio / own.size[1])
         size[1].sub_(by_ratio.mul_(own.ratio / own.size[1]))
     for axis, (near, far) in enumerate(zip(*corner, strict=True)):
@@ -258,30 +258,22 @@ def _write_gradient(slopes: _Slopes, own: _Terms, other: _Terms, sign: int, rule
             torch.sub(size[axis], far, out=into[2 + axis])
 
 
-def _add_gradient(slopes: _Slopes, own: _Terms, other: _Terms, sign: int, rule: Rule, into: Sequence[Tensor]) -> None:
-    """Add the gradient of a box that may be in several pairs."""
-    of_pairs = slopes.inner.new_empty((4, *slopes.union.shape))
-    _write_gradient(slopes, own, other, sign, rule, of_pairs.unbind(0))
-    for total, coordinate in zip(into, of_pairs, strict=True):
-        total.add_(coordinate.sum_to_size(total.shape))
-
-
 def _sum(pair: Tensor) -> Tensor:
     return pair[0] + pair[1]
 
 
-def _shares(own: _Terms, other: _Terms, like: Tensor, finite: bool) -> tuple[Tensor, Tensor]:
+def _shares(own: _Terms, other: _Terms, slopes: _Slopes) -> tuple[Tensor, Tensor]:
     """What the gradients of the maximum and of the minimum of two boxes leave to `own`, for its corners (2, 2, ...).
 
     1, 0, or a half of each in a tie. As in autograd, a comparison with NaN leaves it all of both.
     """
-    above = _above(own, other, like)
-    return above if finite else 1 - _above(other, own, like), 1 - above
+    above = _above(own, other, slopes.inner)
+    return above if slopes.finite else 1 - _above(other, own, slopes.inner), 1 - above
 
 
 def _above(own: _Terms, other: _Terms, like: Tensor) -> Tensor:
     """1 where the near corner or minus the far one of `own` is the larger, 1/2 in a tie, else 0, at NaN too."""
-    above, reached = torch.empty_like(like), torch.empty_like(like)
+    above, reached = like.new_empty((2, *like.shape)), like.new_empty((2, *like.shape))
     # Written as numbers right away: to select by a mask without pattern takes a CPU ten times as long.
     torch.gt(own.low, other.low, out=above[0])
     torch.lt(own.high, other.high, out=above[1])
@@ -292,12 +284,15 @@ def _above(own: _Terms, other: _Terms, like: Tensor) -> Tensor:
 
 def _take_off(corner: Tensor, term: Tensor, share: Tensor) -> None:
     """Take ``term * share`` off the corners; shares of 0, 1/2 and 1 leave nothing to round."""
-    corner.addcmul_(term, share, value=-1)
+    if corner.shape == share.shape:
+        corner.addcmul_(term, share, value=-1)
+    else:
+        corner.sub_((term * share).sum_to_size(corner.shape))
 
 
 def _take_off_chosen(corner: Tensor, term: Tensor, share: Tensor) -> None:
     """The same where a term may be infinite or NaN: a share of 0 takes nothing of it."""
-    corner.sub_(torch.where(share == 0, 0, term * share))
+    corner.sub_(torch.where(share == 0, 0, term * share).sum_to_size(corner.shape))
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -49,6 +49,13 @@ def check_corners(name: str, boxes: Tensor) -> None:
         raise ValueError(f"{name} hold a box that is inverted (x2 < x1 or y2 < y1) or NaN")
 
 
+def check_sides(name: str, boxes: Tensor) -> None:
+    """`check_corners` of boxes (cx, cy, w, h)."""
+    # A comparison is cheap, and says enough of nearly all: NaN is not at least 0, and infinity is looked at again.
+    if not bool((boxes[..., 2:] >= 0).all()) or not bool(boxes.sum().isfinite()):
+        check_corners(name, corners_of(boxes))
+
+
 def corners_of(boxes: Tensor) -> Tensor:
     """Corners (..., 4) of boxes (cx, cy, w, h)."""
     centre, half = boxes[..., :2], 0.5 * boxes[..., 2:]
@@ -78,8 +85,9 @@ def paired_box_losses(predicted: Tensor, target: Tensor, *, check: bool = True) 
     if check and data_dependent(predicted, target):
         # In the dtype given: what a rounding puts in order is in order upstream too.
         for name, boxes in (("pred_boxes", predicted.detach()), ("boxes", target)):
-            check_corners(name, corners_of(boxes))
-    return _PairedLosses.apply(predicted.to(dtype), target.to(dtype))
+            check_sides(name, boxes)
+    distance, overlap = _PairedLosses.apply(predicted, target)
+    return distance.to(dtype), overlap.to(dtype)
 
 
 class _Areas(NamedTuple):
@@ -159,40 +167,31 @@ def _to_corners(
 
 
 class _PairedLosses(torch.autograd.Function):
-    """(P, 4) and (P, 4), cxcywh -> L1 distances (P,), 1 - GIoU (P,).
+    """(P, 4) and (P, 4), cxcywh -> L1 distances (P,), 1 - GIoU (P,), float64.
 
-    The derivative of the GIoU is computed in float64: for thin boxes large parts of it cancel.
+    float64 because pairs are few, and for thin boxes large parts of the derivative cancel.
     """
 
     @staticmethod
     def forward(ctx, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        difference = predicted - target
+        first, second = predicted.double(), target.double()
+        difference = first - second
+        (planes, own_area), (others, area) = _planes(corners_of(first)), _planes(corners_of(second))
+        areas = _areas(planes, others, own_area + area)
         if ctx.needs_input_grad[0]:
-            slope = _paired_slope(predicted.double(), target.double()).to(predicted.dtype)
-            ctx.save_for_backward(difference.sign(), slope)
-        _, _, areas = _paired_areas(predicted, target)
+            by_shared, by_area, by_hull = areas.slopes()
+            by_corner, _ = _to_corners(planes, others, *_by_sides(areas, by_shared, by_hull))
+            lower, upper = by_corner.add_(_by_area(planes, by_area)).chunk(2)
+            ctx.save_for_backward(difference.sign(), torch.cat([lower - upper, (lower + upper).mul_(-0.5)]).mT)
+            ctx.dtype = predicted.dtype
         return difference.abs_().sum(-1), 1 - areas.giou()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, by_distance: Tensor, by_overlap: Tensor) -> tuple[Tensor, None]:
         sign, slope = ctx.saved_tensors
-        return (sign * by_distance.unsqueeze(-1)).addcmul_(slope, by_overlap.unsqueeze(-1)), None
-
-
-def _paired_areas(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor, _Areas]:
-    """Planes (4, P) of both, and what follows from each pair."""
-    (first, own_area), (second, area) = _planes(corners_of(predicted)), _planes(corners_of(target))
-    return first, second, _areas(first, second, own_area + area)
-
-
-def _paired_slope(predicted: Tensor, target: Tensor) -> Tensor:
-    """Derivatives of ``1 - giou`` by the predicted boxes (P, 4)."""
-    first, second, areas = _paired_areas(predicted, target)
-    by_shared, by_area, by_hull = areas.slopes()
-    by_corner, _ = _to_corners(first, second, *_by_sides(areas, by_shared, by_hull))
-    lower, upper = by_corner.add_(_by_area(first, by_area)).chunk(2)
-    return torch.cat([lower - upper, (lower + upper).mul_(-0.5)]).mT
+        grad = (sign * by_distance.unsqueeze(-1)).addcmul_(slope, by_overlap.unsqueeze(-1))
+        return grad.to(ctx.dtype), None
 
 
 def _by_area(planes: Tensor, slope: Tensor) -> Tensor:

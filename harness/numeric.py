@@ -164,9 +164,8 @@ class _Sensitivity:
             for given in itertools.islice(self._moves, RUNGS[self._rung] - before):
                 self._widen(self._after(given))
             self._rung += 1
-            if self._rung == len(RUNGS) and self._evidence.case.dtype == "float64":
-                # There the oracle is its own truth, and its rounding shows only in some directions.
-                self._widen(_rounding(self._evidence, self._names))
+            if self._rung == len(RUNGS) and self._evidence.case.dtype in ("float32", "float64"):
+                self._widen(self._limited(_rounding(self._evidence, self._names)))
 
     def of(self, name: str) -> Tensor:
         """The sensitivity of an output or gradient, as far as it was asked for."""
@@ -184,6 +183,15 @@ class _Sensitivity:
             for name, value in other.items()
         }
 
+    def _limited(self, errors: Tensors) -> Tensors:
+        """Errors of rounding up to OWN_ULPS of an output's largest number: more would be a contradiction."""
+        dtype = getattr(torch, self._evidence.case.dtype)
+        return {
+            name: value.clamp(max=OWN_ULPS * float(ulp(self._base[name].nan_to_num(0.0, 0.0, 0.0), dtype).max()))
+            for name, value in errors.items()
+            if value.numel()
+        }
+
     def _widen(self, change: Tensors) -> None:
         for name, value in change.items():
             self._change[name] = torch.maximum(self._change[name], value)
@@ -196,8 +204,12 @@ def _in_both(evidence: Evidence, given: Tensors) -> tuple[Tensors, Tensors]:
 
 
 def _rounding(evidence: Evidence, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """The oracle's own error in float64, where it is its own truth: that in float32, in proportion to the rounding."""
-    ratio = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+    """The oracle's own error near the case, in float32, or in proportion in float64, where it is its own truth.
+
+    On the case itself it may be small by luck: where a difference all but cancels, one rounding of an operand decides.
+    """
+    wide = torch.finfo(torch.float64 if evidence.case.dtype == "float64" else torch.float32)
+    ratio = wide.eps / torch.finfo(torch.float32).eps
     single = {
         name: value.float() if value.is_floating_point() else value for name, value in evidence.case.tensors.items()
     }
@@ -213,6 +225,6 @@ def _rounding(evidence: Evidence, names: tuple[str, ...]) -> dict[str, Tensor]:
                 continue  # float32 is rejected, or moved out of what upstream takes
         for name in pair[0]:
             error = (pair[0][name].double() - pair[1][name].double()).abs().nan_to_num(0.0, posinf=0.0)
-            error *= SAFETY * ratio  # float32 is another draw of the rounding, not its bound
+            error *= SAFETY * ratio  # another draw of the rounding, not its bound
             found[name] = torch.maximum(found.get(name, torch.zeros_like(error)), error)
     return found

@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cleanroom.assign._matching_op import matched_layers
+from cleanroom.assign.hungarian import match_layers
 from cleanroom.assign.matching_cost import CostTerms
 from cleanroom.losses.masks import mask_terms
-from cleanroom.losses.set_terms import Pairs, box_terms, cardinality_term, class_term, target_classes
+from cleanroom.losses.set_terms import Pairs, box_terms, cardinality_term, class_term, place_pairs, target_classes
 
 LOSSES = ("labels", "boxes", "cardinality", "masks")
 """Names of the losses; those of masks exist for the last layer only."""
@@ -33,18 +35,34 @@ class Targets(NamedTuple):
     masks: Sequence[Tensor] = ()
 
 
-def match(layers: Sequence[Layer], targets: Targets, costs: CostTerms) -> list[Pairs]:
-    """Pairs of every layer, all from one operator."""
-    found = matched_layers(
-        [layer.logits.detach() for layer in layers],
-        [layer.boxes.detach() for layer in layers],
-        targets.labels,
-        targets.boxes.detach(),
-        targets.sizes,
-        terms=costs,
-    )
-    parts = (part.view(len(layers), -1).unbind() for part in found)
-    return [Pairs(*pairs) for pairs in zip(*parts, strict=True)]
+class Matching(NamedTuple):
+    """Pairs of every layer; and all of them as (L * P,) int64, counted within the image."""
+
+    layers: list[Pairs]
+    queries: Tensor
+    targets: Tensor
+
+
+def match(layers: Sequence[Layer], targets: Targets, costs: CostTerms, *, sparse: bool) -> Matching:
+    """Match all layers at once: in one operator, or with `sparse` by what is in it."""
+    logits, boxes = [layer.logits.detach() for layer in layers], [layer.boxes.detach() for layer in layers]
+    given = logits, boxes, targets.labels, targets.boxes.detach(), targets.sizes
+    total, batch = boxes[0].shape[1], len(targets.sizes)
+    if not sparse:
+        images, queries, placed = (part.view(len(layers), -1) for part in matched_layers(*given, terms=costs))
+        rows = torch.add(queries, images, alpha=total)
+        firsts = torch.tensor([0, *targets.sizes], device=placed.device).cumsum(0)
+        pairs = [Pairs(*both, total) for both in zip(rows.unbind(), placed.unbind(), strict=True)]
+        return Matching(pairs, queries.flatten(), (placed - firsts[images]).flatten())
+    found = match_layers(*given, terms=costs)
+    queries, local = (np.concatenate([part[side].numpy() for part in found]) for side in (0, 1))
+    counts = [len(some) for some, _ in found[:batch]]
+    width = sum(counts)
+    pairs = [
+        place_pairs(queries[start : start + width], local[start : start + width], counts, targets.sizes, total)
+        for start in range(0, width * len(layers), width or 1)
+    ] or [place_pairs(queries, local, counts, targets.sizes, total)] * len(layers)
+    return Matching(pairs, torch.from_numpy(queries), torch.from_numpy(local))
 
 
 @dataclass(frozen=True)
@@ -56,6 +74,7 @@ class Criterion:
     """
 
     weights: Tensor
+    eos_coef: float
     targets: Targets
     normaliser: Tensor | float | None = None
     ignore_mask: Tensor | None = None
@@ -68,8 +87,8 @@ class Criterion:
         targets, ignored, found = self.targets, self._ignored(layer, pairs), {}
         for loss in losses:
             if loss == "labels":
-                classes = target_classes(layer.logits, targets.labels, pairs, self.ignore_mask, check=self.sparse)
-                found["loss_ce"] = class_term(layer.logits, classes, self.weights, **common)
+                classes = target_classes(layer.logits, targets.labels, pairs, self.ignore_mask)
+                found["loss_ce"] = class_term(layer.logits, classes, self.weights, eos_coef=self.eos_coef, **common)
             elif loss == "cardinality":
                 counts = torch.tensor(targets.sizes, device=layer.logits.device)
                 counts = counts if ignored is None else counts - ignored
@@ -98,7 +117,7 @@ class Criterion:
         """(B,) pairs of each image whose query the mask takes out."""
         if self.ignore_mask is None:
             return None
-        out = self.ignore_mask.flatten()[pairs.rows(layer.boxes.shape[1])].to(torch.int64)
+        out = self.ignore_mask.flatten()[pairs.rows].to(torch.int64)
         return out.new_zeros(len(layer.boxes)).index_add(0, pairs.images, out)
 
     def _normaliser(self, ignored: Tensor | None) -> Tensor | float:

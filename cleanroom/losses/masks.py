@@ -22,6 +22,8 @@ _PIXELS = 1 << 16
 #: Sides of mask logits up to which resizing by products of matrices is the faster, measured on a core: as fast at 40,
 #: half as fast at 80; backward three times as fast at 80, 1.7 times at 160.
 _DENSE_SIDE, _DENSE_SIDE_BACK = 40, 256
+#: From here on softplus is its argument, in float64 too.
+_FAR = 40
 ALPHA, GAMMA = 0.25, 2.0
 
 
@@ -98,16 +100,15 @@ def mask_terms(
         raise ValueError(f"pred_masks must have shape (B, Q, h, w), got {tuple(pred_masks.shape)}")
     if not masks or any(some.ndim != 3 for some in masks):
         raise ValueError(f"masks must be tensors (some, H, W), got {[tuple(some.shape) for some in masks]}")
-    batch, queries = pred_masks.shape[:2]
-    rows = pairs.rows(queries)
-    logits = pred_masks.flatten(0, 1).index_select(0, rows)
+    batch = len(pred_masks)
+    logits = pred_masks.flatten(0, 1).index_select(0, pairs.rows)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if ignore_mask is not None:
-        ignored = ignore_mask.flatten()[rows]
+        ignored = ignore_mask.flatten()[pairs.rows]
         logits = logits.masked_fill(ignored[:, None, None], 0)
     size = max(some.shape[1] for some in masks), max(some.shape[2] for some in masks)
     if data_dependent(pred_masks, *masks) if sparse is None else sparse:
-        focal, dice = _ResizedLosses.apply(logits, _Targets(masks, pairs.targets, size))
+        focal, dice = _ResizedLosses.apply(logits, _Targets(masks, pairs.targets, size, logits.dtype))
     else:
         padded = torch.cat([_padded(some, size) for some in masks])
         focal, dice = _in_one(_resized(logits, size).flatten(1), padded[pairs.targets].flatten(1))
@@ -121,23 +122,32 @@ def mask_terms(
 
 
 class _Targets:
-    """Target masks of the pairs, brought to one size where they are asked for."""
+    """Target masks of the pairs, brought to one size where they are asked for.
 
-    def __init__(self, masks: Sequence[Tensor], targets: Tensor, size: tuple[int, int]) -> None:
-        self.masks, self.size = masks, size
+    `signed`: as +1 for background and -1 for foreground, where all are 0 or 1 and digits are not wanted as upstream
+    rounds them (float64).
+    """
+
+    def __init__(self, masks: Sequence[Tensor], targets: Tensor, size: tuple[int, int], dtype: torch.dtype) -> None:
+        self.masks, self.size, self.dtype = masks, size, dtype
         self.places = [(image, index) for image, some in enumerate(masks) for index in range(len(some))]
         self.targets = targets.tolist()
+        self.signed = dtype == torch.float32 and all(map(_is_binary, masks))
 
-    def __call__(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
+    def __call__(self, first: int, last: int) -> Tensor:
         """(n, H, W) of the pairs from `first` to `last`."""
-        found = torch.empty(last - first, *self.size, dtype=dtype)
+        found = torch.empty(last - first, *self.size, dtype=self.dtype)
         for own, target in zip(found, self.targets[first:last], strict=True):
             image, index = self.places[target]
             mask = self.masks[image][index]
             height, width = mask.shape
             own[:height, :width] = mask
             own[height:] = own[:, width:] = 0
-        return found
+        return found.mul_(-2).add_(1) if self.signed else found
+
+
+def _is_binary(masks: Tensor) -> bool:
+    return masks.dtype == torch.bool or bool(((masks == 0) | (masks == 1)).all())
 
 
 def _padded(masks: Tensor, size: tuple[int, int]) -> Tensor:
@@ -237,10 +247,12 @@ def _decay(z: Tensor, p: Tensor, r: Tensor) -> Tensor:
 
 
 class _Slopes(NamedTuple):
-    """Derivatives of both losses by the logits of a block."""
+    """Derivatives of both losses by the logits of a block, but for a factor each: a number, or one a row (n, 1)."""
 
     focal: Tensor
     dice: Tensor
+    focal_factor: Tensor | float = 1.0
+    dice_factor: Tensor | float = 1.0
 
 
 def _block(
@@ -278,6 +290,33 @@ def _block(
         by_focal = m.mul(-2 * gamma).add_(gamma).mul_(cross).mul_(spread).add_(away).mul_(power)
     focal = cross.mul_(power).mul_(q).sum(1)
     return focal, dice, _Slopes(by_focal, by_dice) if slopes else None
+
+
+def _signed_block(z: Tensor, s: Tensor, *, slopes: bool) -> tuple[Tensor, Tensor, _Slopes | None]:
+    """`_block` of masks that are 0 or 1, given as signs (+1 and -1), with the usual alpha and gamma.
+
+    With u = s z, q = sigmoid(u) is what the right answer lacks to 1 and softplus(u) its cross entropy:
+    ``focal = a_t softplus(u) q^2``, ``a_t = (1 + s / 2) / 2``, and its derivative ``a_t s q^2 (q + 2 softplus(u) (1 - q))``.
+    """
+    share = 1 / max(1, z.shape[1])
+    u = z * s
+    q, cross = torch.sigmoid(u), functional.softplus(u, threshold=_FAR)
+    foreground = (z.shape[1] - s.sum(1, dtype=torch.float64)) / 2
+    missed, balance = (part.sum(1).double() for part in (q, q * s))
+    hit = foreground - (missed - balance) / 2
+    denominator = hit + (missed + balance) / 2 + foreground + 1
+    ratio = (2 * hit + 1) / denominator
+    square = q * q
+    focal = cross * square
+    focal = focal.addcmul_(s, focal, value=0.5).sum(1).mul_(0.5 * share)
+    found = None
+    if slopes:
+        rest = u.neg_().sigmoid_()
+        by_focal = torch.addcmul(q, cross, rest, value=2).mul_(square)
+        by_focal.addcmul_(s, by_focal, value=2)
+        by_dice = (s + (ratio - 1).to(s.dtype).unsqueeze(1)).mul_(q.mul_(rest))
+        found = _Slopes(by_focal, by_dice, 0.25 * share, (1 / denominator).to(s.dtype).unsqueeze(1))
+    return focal, (1 - ratio).to(z.dtype), found
 
 
 def _spans(count: int, pixels: int) -> Iterator[tuple[int, int]]:
@@ -328,11 +367,15 @@ class _ResizedLosses(torch.autograd.Function):
         for first, last in _spans(len(logits), targets.size[0] * targets.size[1]):
             span = slice(first, last)
             large = resize(logits[span])
-            z, m = large.flatten(1), targets(first, last, logits.dtype).flatten(1)
-            focal[span], dice[span], slopes = _block(z, m, ALPHA, GAMMA, slopes=wanted)
+            z, m = large.flatten(1), targets(first, last).flatten(1)
+            if targets.signed:
+                focal[span], dice[span], slopes = _signed_block(z, m, slopes=wanted)
+            else:
+                focal[span], dice[span], slopes = _block(z, m, ALPHA, GAMMA, slopes=wanted)
             if wanted:
-                for own, slope in zip(kept, slopes, strict=True):
-                    own[span] = resize.back(slope.view(large.shape), logits[span])
+                for own, slope, factor in zip(kept, slopes[:2], slopes[2:], strict=True):
+                    small = resize.back(slope.view(large.shape), logits[span])
+                    own[span] = small.flatten(1).mul_(factor).view(small.shape)
         if wanted:
             ctx.save_for_backward(kept)
         return focal, dice

@@ -6,7 +6,7 @@ computed, and where it differs from upstream, is said in `set_prediction.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -25,10 +25,12 @@ from cleanroom.losses.set_terms import (
     join_pairs,
     target_classes,
 )
+from cleanroom.paths import data_dependent
 
 ImagePairs = Sequence[tuple[Tensor, Tensor]]
 """For each image (query indices, target indices of that image)."""
 Outputs = Mapping[str, Any]
+T = TypeVar("T")
 ImageTargets = Sequence[Mapping[str, Tensor]]
 
 
@@ -75,11 +77,15 @@ class _SetCriterion(nn.Module):
             Layer(self._output(some, self.logits_key), self._output(some, "pred_boxes"), some.get("pred_masks"))
             for some in every
         ]
-        self._check(layers[0].logits)
+        _check(layers[0].logits, self.empty_weight)
         if "masks" in self.losses:
             self._output(outputs, "pred_masks")
         matched = self._match(every, layers, targets, batch)
-        criterion = Criterion(self.empty_weight, batch, self._normaliser(len(batch.labels), layers[0].logits.device))
+        device = layers[0].logits.device
+        normaliser = self._normaliser(len(batch.labels), device)
+        criterion = Criterion(
+            self.empty_weight, self.eos_coef, batch, normaliser, sparse=data_dependent(layers[0].logits, batch.labels)
+        )
         return self._entries(criterion, layers, matched)
 
     def _entries(self, criterion: Criterion, layers: list[Layer], matched: list[Pairs]) -> dict[str, Tensor]:
@@ -90,9 +96,12 @@ class _SetCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         """`loss_ce`: weighted mean of the cross entropy under the pairs `indices` (A4)."""
         logits = self._output(outputs, self.logits_key)
-        self._check(logits)
-        labels, pairs = self._labels(targets, indices, logits)
-        return {"loss_ce": class_term(logits, target_classes(logits, labels, pairs), self.empty_weight)}
+        weights = self.empty_weight
+        _check(logits, weights)
+        labels = [target[self.labels_key] for target in targets]
+        every = _joined(labels, logits)
+        classes = _under_pairs(indices, labels, logits, lambda pairs: target_classes(logits, every, pairs))
+        return {"loss_ce": class_term(logits, classes, weights, eos_coef=self.eos_coef)}
 
     def loss_cardinality(
         self, outputs: Outputs, targets: ImageTargets, indices: ImagePairs, num_boxes: Tensor | float
@@ -108,8 +117,10 @@ class _SetCriterion(nn.Module):
         """`loss_bbox` and `loss_giou` of the pairs `indices`, divided by `num_boxes` (A6)."""
         pred_boxes = self._output(outputs, "pred_boxes")
         boxes = [target["boxes"] for target in targets]
-        pairs = join_pairs(indices, [len(some) for some in boxes], pred_boxes.shape[1], pred_boxes.device)
-        return box_terms(pred_boxes, _joined(boxes, pred_boxes), pairs, num_boxes)._asdict()
+        every = _joined(boxes, pred_boxes)
+        return _under_pairs(
+            indices, boxes, pred_boxes, lambda pairs: box_terms(pred_boxes, every, pairs, num_boxes)
+        )._asdict()
 
     def loss_masks(
         self, outputs: Outputs, targets: ImageTargets, indices: ImagePairs, num_boxes: Tensor | float
@@ -117,8 +128,9 @@ class _SetCriterion(nn.Module):
         """`loss_mask` and `loss_dice` of the pairs `indices`, divided by `num_boxes` (A7)."""
         pred_masks = self._output(outputs, "pred_masks")
         masks = [target["masks"] for target in targets]
+        every = [some.to(pred_masks.device) for some in masks]
         pairs = join_pairs(indices, [len(some) for some in masks], pred_masks.shape[1], pred_masks.device)
-        return mask_terms(pred_masks, [some.to(pred_masks.device) for some in masks], pairs, num_boxes)._asdict()
+        return mask_terms(pred_masks, every, pairs, num_boxes)._asdict()
 
     def get_loss(
         self, loss: str, outputs: Outputs, targets: ImageTargets, indices: ImagePairs, num_boxes: Tensor | float
@@ -132,15 +144,6 @@ class _SetCriterion(nn.Module):
         if outputs.get(name) is None:
             raise KeyError(f"outputs have no {name!r}")
         return outputs[name]
-
-    def _check(self, logits: Tensor) -> None:
-        if logits.ndim != 3 or logits.shape[2] != len(self.empty_weight):
-            columns = len(self.empty_weight)
-            raise ValueError(f"logits must have shape (B, Q, {columns}) for num_classes, got {tuple(logits.shape)}")
-
-    def _labels(self, targets: ImageTargets, indices: ImagePairs, like: Tensor) -> tuple[Tensor, Pairs]:
-        labels = [target[self.labels_key] for target in targets]
-        return _joined(labels, like), join_pairs(indices, [len(some) for some in labels], like.shape[1], like.device)
 
     def _batch(self, targets: ImageTargets, masks: bool) -> Targets:
         if not targets:
@@ -159,7 +162,7 @@ class _SetCriterion(nn.Module):
         matcher = self.matcher
         if isinstance(matcher, HungarianMatcher):
             costs = CostTerms("detr", matcher.class_cost, matcher.bbox_cost, matcher.giou_cost)
-            return match(layers, batch, costs)
+            return match(layers, batch, costs, sparse=data_dependent(layers[0].logits, batch.labels)).layers
         queries, device = layers[0].logits.shape[1], layers[0].logits.device
         return [
             join_pairs(
@@ -234,8 +237,9 @@ class SetCriterion(_SetCriterion):
         """`loss_ce` (A4), and with `log` `class_error`, the percentage of matched queries of another class (A8)."""
         found = super().loss_labels(outputs, targets, indices, num_boxes)
         if log:
-            logits = outputs[self.logits_key]
-            found["class_error"] = class_error(logits, *self._labels(targets, indices, logits))
+            logits, labels = outputs[self.logits_key], [target[self.labels_key] for target in targets]
+            pairs = join_pairs(indices, [len(some) for some in labels], logits.shape[1], logits.device)
+            found["class_error"] = class_error(logits, _joined(labels, logits), pairs)
         return found
 
     def _entries(self, criterion: Criterion, layers: list[Layer], matched: list[Pairs]) -> dict[str, Tensor]:
@@ -325,7 +329,25 @@ def _total(
     return weighted(entries, weights), entries, auxiliary
 
 
+def _check(logits: Tensor, weights: Tensor) -> None:
+    if logits.ndim != 3 or logits.shape[2] != weights.shape[0]:
+        columns = weights.shape[0]
+        raise ValueError(f"logits must have shape (B, Q, {columns}) for num_classes, got {tuple(logits.shape)}")
+
+
+def _under_pairs(indices: ImagePairs, parts: Sequence[Tensor], predictions: Tensor, compute: Callable[[Pairs], T]) -> T:
+    """What is computed from pairs of predictions (B, Q, ...) and the targets' `parts`.
+
+    Indices out of range are noticed where they are used, and then looked at: they may count from the end.
+    """
+    sizes, queries, device = [len(some) for some in parts], predictions.shape[1], predictions.device
+    try:
+        return compute(join_pairs(indices, sizes, queries, device, check=False))
+    except IndexError:
+        return compute(join_pairs(indices, sizes, queries, device))
+
+
 def _joined(parts: Sequence[Tensor], like: Tensor) -> Tensor:
     if not parts:
         raise ValueError("targets is empty: one dictionary an image is needed")
-    return torch.cat(list(parts)).to(like.device)
+    return (torch.cat(list(parts)) if len(parts) > 1 else parts[0]).to(like.device)

@@ -102,20 +102,15 @@ def set_loss(
     aux = (aux_logits, aux_boxes) if auxiliary else (None, None)
     layers = [Layer(logits, pred_boxes, pred_masks), *_auxiliary(*aux)]
     targets = Targets(labels, boxes, list(sizes), () if masks is None else [masks])
-    matched = match(layers, targets, CostTerms("detr", class_cost, bbox_cost, giou_cost))
+    matching = match(layers, targets, CostTerms("detr", class_cost, bbox_cost, giou_cost), sparse=sparse)
     weights = class_weights(logits.shape[-1] - 1, eos_coef, logits.device)
-    criterion = Criterion(weights, targets, num_boxes, ignore_mask, reduction, sparse)
+    criterion = Criterion(weights, eos_coef, targets, num_boxes, ignore_mask, reduction, sparse)
     losses = ("labels", "boxes", "cardinality") if masks is None else ("labels", "boxes", "cardinality", "masks")
-    terms = criterion.layers(losses, layers, matched)
+    terms = criterion.layers(losses, layers, matching.layers)
     counted = len(layers) - 1 if decoder_layers is None else decoder_layers - 1
     coefficients = loss_weights(bbox_coef, giou_coef, mask_coef, dice_coef, auxiliary=counted, masks=masks is not None)
-    firsts = torch.tensor([0, *targets.sizes], device=labels.device).cumsum(0)
-    return SetLoss(
-        weighted(terms, coefficients),
-        torch.stack(list(terms.values())),
-        torch.cat([pairs.queries for pairs in matched]),
-        torch.cat([pairs.targets - firsts[pairs.images] for pairs in matched]),
-    )
+    total = weighted(terms, coefficients)
+    return SetLoss(total, torch.stack(list(terms.values())), matching.queries, matching.targets)
 
 
 def term_names(auxiliary: int = 0, *, masks: bool = False) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from cleanroom.paths import data_dependent
@@ -17,50 +18,81 @@ from cleanroom.set_boxes import paired_box_losses
 IGNORED = -100
 """Class of a query that takes no part in the class loss, as in PyTorch's cross entropy."""
 
+#: Logits from which the cross entropy has a way of its own on the CPU: below, the calls take longer than the numbers.
+_LARGE = 1 << 16
+
 
 class Pairs(NamedTuple):
-    """Matched pairs of one layer, (P,) int64 each, image after image."""
+    """Matched pairs of one layer, image after image: (P,) int64 each."""
 
-    images: Tensor
-    """Image of the pair."""
-    queries: Tensor
-    """Its query, counted within the image."""
+    rows: Tensor
+    """Row of the pair's prediction among (B * Q, ...)."""
     targets: Tensor
-    """Its target, counted through the batch."""
+    """Row of its target among (G, ...)."""
+    total: int
+    """Q."""
 
-    def rows(self, queries: int) -> Tensor:
-        """Row of each pair's prediction among (B * Q, ...), Q being `queries`."""
-        return torch.add(self.queries, self.images, alpha=queries)
+    @property
+    def images(self) -> Tensor:
+        """Image of the pair."""
+        return self.rows // self.total
 
 
 def join_pairs(
-    indices: Sequence[tuple[Tensor, Tensor]], sizes: Sequence[int], total: int, device: torch.device
+    indices: Sequence[tuple[Tensor, Tensor]],
+    sizes: Sequence[int],
+    total: int,
+    device: torch.device,
+    *,
+    check: bool = True,
 ) -> Pairs:
     """Pairs of (query, target) indices an image, both counted within the image, of `total` queries and `sizes` targets.
 
-    Negative indices count from the end, as in PyTorch.
+    Negative indices count from the end, as in PyTorch. Without `check` those of a single image are taken as they are:
+    who uses them raises IndexError where they are out of range.
 
     Raises:
         ValueError: another number of images than in `sizes`.
-        IndexError: on the CPU, a query or a target that its image does not have.
+        IndexError: a query or a target that its image does not have.
     """
     if len(indices) != len(sizes):
         raise ValueError(f"indices are of {len(indices)} images, targets of {len(sizes)}")
-    nothing = torch.empty(0, dtype=torch.int64)
-    queries = torch.cat([nothing, *(torch.as_tensor(some, dtype=torch.int64) for some, _ in indices)])
-    targets = torch.cat([nothing, *(torch.as_tensor(some, dtype=torch.int64) for _, some in indices)])
-    images = np.arange(len(sizes)).repeat([len(some) for some, _ in indices])
-    limits, firsts = np.array(sizes, dtype=np.int64), np.cumsum([0, *sizes[:-1]], dtype=np.int64)
-    queries = _within("queries", queries, torch.full_like(queries, total))
-    targets = _within("targets", targets, torch.from_numpy(limits[images]).to(targets.device))
-    places = torch.from_numpy(np.stack([images, firsts[images]])).to(device)
-    return Pairs(places[0], queries.to(device), targets.to(device) + places[1])
+    if len(sizes) == 1 and not check:
+        queries, targets = indices[0]
+        return Pairs(queries.to(device), targets.to(device), total)
+    counts = [len(queries) for queries, _ in indices]
+    queries = _within("queries", [queries for queries, _ in indices], counts, [total] * len(sizes))
+    targets = _within("targets", [targets for _, targets in indices], counts, sizes)
+    rows, targets, _ = place_pairs(queries, targets, counts, sizes, total)
+    return Pairs(rows.to(device), targets.to(device), total)
 
 
-def _within(name: str, indices: Tensor, limits: Tensor) -> Tensor:
-    if data_dependent(indices) and not bool(((indices < limits) & (indices >= -limits)).all()):
-        raise IndexError(f"{name} (indices) are out of range: {indices.tolist()}")
-    return torch.where(indices < 0, indices + limits, indices)
+def place_pairs(
+    queries: np.ndarray, targets: np.ndarray, counts: Sequence[int], sizes: Sequence[int], total: int
+) -> Pairs:
+    """`join_pairs`, on the CPU, of what is concatenated and in range: `counts` pairs an image."""
+    # NumPy: a dozen tensor operations on so few numbers take longer than what is computed from them.
+    if len(sizes) > 1:
+        places = np.arange(len(sizes)) * total, np.cumsum([0, *sizes[:-1]])
+        queries, targets = (
+            part + np.repeat(place, counts) for part, place in zip((queries, targets), places, strict=True)
+        )
+    return Pairs(torch.from_numpy(queries), torch.from_numpy(targets), total)
+
+
+def _within(name: str, parts: Sequence[Tensor], counts: Sequence[int], limits: Sequence[int]) -> np.ndarray:
+    """Indices of all images, checked against the limit of each."""
+    # The method of the tensor: `numpy.asarray` takes ten times as long.
+    every = [part.cpu().numpy() if isinstance(part, Tensor) else np.asarray(part) for part in parts]
+    indices = (np.concatenate(every) if len(every) != 1 else every[0]).astype(np.int64, copy=False)
+    if not len(indices):
+        return indices
+    limit = np.repeat(limits, counts) if len(every) != 1 else limits[0]
+    if indices.min() >= 0 and (indices < limit).all():
+        return indices
+    if not ((indices >= -limit) & (indices < limit)).all():
+        raise IndexError(f"{name} (indices) name what an image does not have: {indices.tolist()}")
+    return np.where(indices < 0, indices + limit, indices)
 
 
 def class_weights(num_classes: int, eos_coef: float, device: torch.device | None = None) -> Tensor:
@@ -70,25 +102,30 @@ def class_weights(num_classes: int, eos_coef: float, device: torch.device | None
     return weights
 
 
-def target_classes(
-    logits: Tensor, labels: Tensor, pairs: Pairs, ignore_mask: Tensor | None = None, *, check: bool = True
-) -> Tensor:
+def target_classes(logits: Tensor, labels: Tensor, pairs: Pairs, ignore_mask: Tensor | None = None) -> Tensor:
     """Class of every query (B, Q) int64: its target's, C (no object) without one, `IGNORED` under the mask.
 
     Raises:
-        IndexError: on the CPU and with `check`, a label outside [0, C] but for `IGNORED`.
+        TypeError: labels that are not integers.
     """
+    if labels.is_floating_point():
+        raise TypeError(f"labels must be int64, got {labels.dtype}")
     batch, queries, columns = logits.shape
-    own = labels.to(torch.int64)[pairs.targets]
-    if check and data_dependent(own) and not bool(((own >= 0) & (own < columns) | (own == IGNORED)).all()):
-        raise IndexError(f"labels must be in [0, {columns - 1}], got {int(own.min())} to {int(own.max())}")
     classes = torch.full((batch * queries,), columns - 1, dtype=torch.int64, device=logits.device)
-    classes = classes.index_put_((pairs.rows(queries),), own).view(batch, queries)
+    own = labels.index_select(0, pairs.targets)
+    classes.index_copy_(0, pairs.rows, own if own.dtype == torch.int64 else own.to(torch.int64))
+    classes = classes.view(batch, queries)
     return classes if ignore_mask is None else classes.masked_fill_(ignore_mask, IGNORED)
 
 
 def class_term(
-    logits: Tensor, classes: Tensor, weights: Tensor, *, ignore_mask: Tensor | None = None, reduction: str = "sum"
+    logits: Tensor,
+    classes: Tensor,
+    weights: Tensor,
+    *,
+    eos_coef: float,
+    ignore_mask: Tensor | None = None,
+    reduction: str = "sum",
 ) -> Tensor:
     """Weighted mean of the cross entropy over all queries (A4).
 
@@ -98,29 +135,73 @@ def class_term(
         logits: (B, Q, C + 1) floating; only they get gradient.
         classes: (B, Q) from `target_classes`.
         weights: (C + 1,), from `class_weights`.
+        eos_coef: the last of them, known to the host.
         ignore_mask: (B, Q) bool: queries whose logits are not looked at.
         reduction: "sum": 0-dim; "none": (B,), the share of each image.
 
     Returns:
         In the dtype of the logits; float32 for half logits under autocast, as cross entropy is there.
+
+    Raises:
+        IndexError: on the CPU, a label outside [0, C] but for `IGNORED`.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    # Classes before queries, as upstream hands them over: 1 - p of a confident query is all rounding, and in another
-    # order of the sum it is another number. Half logits are widened first.
-    wide, weights = logits.to(dtype).transpose(1, 2), weights.to(dtype)
-    background = classes == weights.numel() - 1
-    if ignore_mask is None and reduction == "sum":
-        some_weight = (weights[-1] != 0) | ~background.all()
-        loss = functional.cross_entropy(wide, classes, torch.where(some_weight, weights, 1), ignore_index=IGNORED)
-        loss = loss * some_weight
+    wide, weights = (value if value.dtype == dtype else value.to(dtype) for value in (logits, weights))
+    if ignore_mask is not None:
+        wide = wide.masked_fill(ignore_mask.unsqueeze(-1), 0)
+    try:
+        if ignore_mask is None and reduction == "sum":
+            loss = _mean(wide, classes, weights, eos_coef)
+        else:
+            losses = functional.cross_entropy(
+                wide.transpose(1, 2), classes, weights, ignore_index=IGNORED, reduction="none"
+            )
+            background = classes == weights.numel() - 1
+            total = background.sum() * weights[-1] + (~background & (classes != IGNORED)).sum()
+            losses = losses.sum(1) / total.masked_fill(total == 0, 1)
+            loss = losses.sum() if reduction == "sum" else losses
+    except IndexError as error:
+        raise IndexError(f"labels must be in [0, {weights.numel() - 1}]: {error}") from None
+    return loss if logits.dtype == dtype else loss.to(_result_dtype(logits.dtype, logits.device))
+
+
+def _mean(logits: Tensor, classes: Tensor, weights: Tensor, eos_coef: float) -> Tensor:
+    """Weighted mean of the cross entropy over (B, Q), or 0 without any weight."""
+    some_weight = None
+    if not eos_coef:
+        some_weight = (classes != weights.numel() - 1).any()
+        weights = torch.where(some_weight, weights, 1)
+    if logits.numel() >= _LARGE and logits.dtype == torch.float32 and data_dependent(logits):
+        loss = _MeanCrossEntropy.apply(logits.flatten(0, 1), classes.flatten(), weights)
     else:
-        if ignore_mask is not None:
-            wide = wide.masked_fill(ignore_mask.unsqueeze(1), 0)
-        loss = functional.cross_entropy(wide, classes, weights, ignore_index=IGNORED, reduction="none").sum(1)
-        total = background.sum() * weights[-1] + (~background & (classes != IGNORED)).sum()
-        loss = loss / total.masked_fill(total == 0, 1)
-        loss = loss.sum() if reduction == "sum" else loss
-    return loss.to(_result_dtype(logits.dtype, logits.device))
+        # Classes before queries, as upstream hands them over: 1 - p of a confident query is all rounding, and in
+        # another order of the sum it is another number.
+        loss = functional.cross_entropy(logits.transpose(1, 2), classes, weights, ignore_index=IGNORED)
+    return loss if some_weight is None else loss * some_weight
+
+
+class _MeanCrossEntropy(torch.autograd.Function):
+    """Weighted mean over (N, K) float32 logits as they lie, which PyTorch takes half the time for.
+
+    In the derivative ``1 - p`` of the class is the sum of the other probabilities: no digit of it is lost.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, classes: Tensor, weights: Tensor) -> Tensor:
+        logs = torch.log_softmax(logits, -1)
+        ctx.save_for_backward(logs, classes, weights)
+        return functional.nll_loss(logs, classes, weights, ignore_index=IGNORED)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        logs, classes, weights = ctx.saved_tensors
+        own = classes.clamp(min=0)
+        share = weights[own].masked_fill_(classes == IGNORED, 0)
+        share.mul_(grad / share.sum())
+        slope, own = logs.exp(), own.unsqueeze(-1)
+        others = slope.scatter_(-1, own, 0).sum(-1, keepdim=True)
+        return slope.scatter_(-1, own, others.neg_()).mul_(share.unsqueeze(-1)), None, None
 
 
 def _result_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -186,31 +267,29 @@ def box_terms(
     Raises:
         ValueError: on the CPU, a matched box that is inverted or NaN.
     """
-    batch, queries, _ = pred_boxes.shape
-    rows = pairs.rows(queries)
-    predicted, target = pred_boxes.flatten(0, 1).index_select(0, rows), boxes.index_select(0, pairs.targets)
+    batch = len(pred_boxes)
+    predicted, target = pred_boxes.flatten(0, 1).index_select(0, pairs.rows), boxes.index_select(0, pairs.targets)
     if ignore_mask is not None:
         # The target in the place of the prediction costs nothing, and passes no gradient, finite or not.
-        ignored = ignore_mask.flatten()[rows]
+        ignored = ignore_mask.flatten()[pairs.rows]
         predicted = torch.where(ignored.unsqueeze(-1), target, predicted)
     distance, overlap = paired_box_losses(predicted, target, check=check)
     if ignore_mask is not None:
         overlap = overlap.masked_fill(ignored, 0)
-    distance, overlap = (_by_image(loss, pairs.images, batch, reduction) / normaliser for loss in (distance, overlap))
+    distance, overlap = (_by_image(loss, pairs, batch, reduction) / normaliser for loss in (distance, overlap))
     dtype = _result_dtype(torch.promote_types(pred_boxes.dtype, boxes.dtype), pred_boxes.device)
     return BoxTerms(distance.to(dtype), overlap)
 
 
-def _by_image(losses: Tensor, images: Tensor, batch: int, reduction: str) -> Tensor:
+def _by_image(losses: Tensor, pairs: Pairs, batch: int, reduction: str) -> Tensor:
     """Sum of losses (P,): over all of them, or (B,) over each image."""
-    return losses.sum() if reduction == "sum" else losses.new_zeros(batch).index_add(0, images, losses)
+    return losses.sum() if reduction == "sum" else losses.new_zeros(batch).index_add(0, pairs.images, losses)
 
 
 @torch.no_grad()
 def class_error(logits: Tensor, labels: Tensor, pairs: Pairs) -> Tensor:
     """100 minus the percentage of matched queries whose largest logit is their class; 100 without pairs (A8)."""
-    rows = pairs.rows(logits.shape[1])
-    if not rows.numel():
+    if not pairs.rows.numel():
         return torch.tensor(100.0, device=logits.device)
-    right = logits.flatten(0, 1).index_select(0, rows).argmax(-1) == labels[pairs.targets]
+    right = logits.flatten(0, 1).index_select(0, pairs.rows).argmax(-1) == labels[pairs.targets]
     return 100 - 100 * right.float().mean()

@@ -26,7 +26,7 @@ from cleanroom.losses._yolo_head import Decoder, make_geometry
 from cleanroom.losses._yolo_targets import Targets, pad_targets
 from cleanroom.losses.bbox import REG1_DISTANCES
 from cleanroom.losses.class_bce import class_bce
-from cleanroom.paths import take_sparse_path
+from cleanroom.paths import data_dependent, take_sparse_path
 
 GAINS: Mapping[str, float] = MappingProxyType({"box": 7.5, "cls": 0.5, "dfl": 1.5})
 REDUCTIONS = ("sum", "none")
@@ -79,7 +79,7 @@ def v8_detection_loss(
         cls: (n,) or (n, 1) class of each object; any real dtype, truncated. -C ... -1 read the score of class C + label
             and are trained as class 0.
         bboxes: (n, 4) centre x, centre y, width, height as shares of the image. An object whose corner coordinates do
-            not sum up to more than 0 is ignored.
+            not sum up to more than 0 is ignored. Labels may lie on the CPU beside predictions on an accelerator.
         levels: (rows, columns) of every level; the image is as large as the first, times its stride.
         strides: pixels a cell of every level.
         num_classes, reg_max: C and R.
@@ -88,16 +88,17 @@ def v8_detection_loss(
         class_weights: (C,) factor of each class in the class term, positives and negatives alike.
         reduction: "sum", or "none" for the contribution of each image; their sum is the usual value.
         ignore_mask: (B, A) bool; True: the anchor takes no part in any term, nor in S. It is assigned all the same.
-        max_objects: rows of ground truths an image; default: what the fullest image has, on the static path n.
+        max_objects: rows of ground truths an image; default: what the fullest image has, or n on the static path where
+            the labels lie on an accelerator too.
         anchor_dtype: dtype of the anchor grid; default: that of `boxes`.
         small_box, edge_round_trip, ciou_alpha: eras of the assigner, see `task_aligned_assign`.
         reg1_distance: the third term where R = 1: "l1" (8.4.0 on) or "zero".
         path: "auto", "sparse" or "static"; static has no shape that depends on values.
 
     Raises:
-        ValueError: a shape or setting is wrong; on the sparse path, what `pad_targets` says of `batch_idx`.
+        ValueError: a shape or setting is wrong; what `pad_targets` says of `batch_idx`.
         TypeError: `boxes` or `scores` are not floating.
-        IndexError: on the sparse path, `cls` of an object that contains an anchor is outside [-C, C).
+        IndexError: `cls` of an object that contains an anchor is outside [-C, C); on the static path a RuntimeError.
     """
     _check(boxes, scores, batch_idx, cls, bboxes, levels, strides, num_classes, reg_max, ignore_mask)
     _check_settings(gains, reduction, reg1_distance)
@@ -105,7 +106,10 @@ def v8_detection_loss(
     sparse = take_sparse_path(path, boxes, scores, bboxes)
     images, _, anchors = scores.shape
     geometry = make_geometry(levels, strides, anchor_dtype or boxes.dtype, boxes.device)
-    targets = pad_targets(batch_idx, cls, bboxes, images, geometry.size, max_objects=max_objects, sparse=sparse)
+    # Labels that the trainer left on the host are packed there: no device waits, and rows are no more than needed.
+    on_host = sparse or (path == "auto" and data_dependent(batch_idx, cls, bboxes))
+    targets = pad_targets(batch_idx, cls, bboxes, images, geometry.size, max_objects=max_objects, sparse=on_host)
+    targets = Targets(*(value.to(boxes.device) for value in targets))
     objects = targets.labels.shape[1]
     try:
         rules = make_rules(topk, topk2, anchors, ALPHA, BETA, EPS, eras) if images and objects else None

@@ -39,7 +39,7 @@ def _bind(
     **settings: Any,
 ) -> tuple[Callable[[], EndToEndLoss], Callable[[EndToEndLoss], Tensors]]:
     """The drop-in class of the form, after `updates` epochs; `evaluate` is its call before items are named."""
-    criterion = CLASSES[form](v8.stand_in(settings), **v8.eras(settings))
+    criterion = CLASSES[form](v8.stand_in(settings), **v8.own(settings))
     for _ in range(updates if form == "e2e" else 0):
         criterion.update()
     feats = [o2m_boxes.new_empty(len(o2m_boxes), 0, *level) for level in levels]

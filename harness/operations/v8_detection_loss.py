@@ -29,7 +29,7 @@ def bind(
     **settings: Any,
 ) -> tuple[Callable[[], DetectionLoss], Callable[[DetectionLoss], Tensors]]:
     """The drop-in class on a model that has no more than it reads; `evaluate` is its call before items are named."""
-    criterion = v8DetectionLoss(stand_in(settings), topk, topk2, **eras(settings))
+    criterion = v8DetectionLoss(stand_in(settings), topk, topk2, **own(settings))
     feats = [boxes.new_empty(len(boxes), 0, *level) for level in levels]
     preds = {"boxes": boxes, "scores": scores, "feats": feats}
     batch = {"batch_idx": batch_idx, "cls": cls, "bboxes": bboxes}
@@ -57,9 +57,10 @@ def stand_in(settings: dict[str, Any]) -> SimpleNamespace:
     )
 
 
-def eras(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings among them that `tal_answer.era` gives."""
-    return {name: settings[name] for name in ("small_box", "edge_round_trip", "ciou_alpha", "reg1_distance")}
+def own(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings among them that are the class's own: what `tal_answer.era` gives, and the path."""
+    names = ("small_box", "edge_round_trip", "ciou_alpha", "reg1_distance", "path")
+    return {name: settings[name] for name in names if name in settings}
 
 
 def decided_well(case: Case, outputs: Tensors) -> str | None:

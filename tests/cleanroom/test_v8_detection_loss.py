@@ -521,6 +521,17 @@ def test_inputs_stay_and_targets_have_no_gradient(path):
     assert [given[name].grad is None for name in given] == [False, False, True, True, True]
 
 
+def test_labels_may_stay_on_the_host():
+    """Trainers leave them there; the meta device stands for one on which no value can be read."""
+    given, settings = example()
+    there = given | {name: given[name].to("meta").requires_grad_() for name in ("boxes", "scores")}
+    found = v8_detection_loss(**there, **settings)
+    assert found.loss.device.type == found.fg_mask.device.type == "meta"
+    assert [gradient.shape for gradient in gradients(found.loss.sum(), there)] == [(2, 64, 126), (2, 3, 126)]
+    with pytest.raises(ValueError, match="batch_idx must not descend"):
+        v8_detection_loss(**(there | {"batch_idx": torch.tensor([0, 1, 0])}), **settings)
+
+
 @PATHS
 def test_backward_twice_is_the_same_bits(path):
     given, settings = example()
@@ -587,18 +598,18 @@ def test_nothing_of_the_size_of_the_logits_but_their_gradient(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     given, settings = example()
     generator = torch.Generator().manual_seed(0)
-    given["scores"] = torch.randn(2, 80, 2100, generator=generator)
-    given["boxes"] = torch.randn(2, 64, 2100, generator=generator)
-    settings |= {"levels": [[40, 40], [20, 20], [10, 10]], "num_classes": 80}
+    given["scores"] = torch.randn(2, 80, 4200, generator=generator)
+    given["boxes"] = torch.randn(2, 64, 4200, generator=generator)
+    settings |= {"levels": [[80, 40], [40, 20], [20, 10]], "num_classes": 80}
     given["bboxes"][:, 2:] = 0.2
     given = tracked(given)
     with Made() as forward:
         loss = v8_detection_loss(**given, **settings).loss.sum()
-    assert max(forward.sizes) < 2 * 64 * 2100 / 2
+    assert max(forward.sizes) < 2 * 64 * 4200 / 2
     with Made() as backward:
         gradients(loss, given)
-    assert sorted(backward.sizes)[-2:] == [2 * 64 * 2100, 2 * 80 * 2100]
-    assert sorted(backward.sizes)[-3] < 2 * 64 * 2100 / 2
+    assert sorted(backward.sizes)[-2:] == [2 * 64 * 4200, 2 * 80 * 4200]
+    assert sorted(backward.sizes)[-3] < 2 * 64 * 4200 / 2
 
 
 class TestCompiled:
