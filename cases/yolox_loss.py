@@ -40,7 +40,8 @@ def cases(draw: st.DrawFn, *, dtypes: Sequence[str] = ("float32",)) -> Case:
         f"drawn:yolox_loss/{STRATEGY_VERSION}",
         use_l1=use_l1,
         autocast=yolox_head.autocast(pick, dtype),
-        label_dtype="int64" if pick.choice(_RARELY) else label_dtype,
+        # Beside half maps upstream rounds areas of whole numbers twice over, in int64 and in the half type.
+        label_dtype="int64" if pick.choice(_RARELY) and dtype in ("float32", "float64") else label_dtype,
         extra=pick.choice((0, 0, 1, 2)),
         gap=pick.choice(_RARELY),
         extreme=pick.choice(_RARELY),
@@ -75,7 +76,8 @@ def build(
     found = yolox_head.head(scene, extreme=extreme)
     rows = torch.from_numpy(found.rows).to(DTYPES[dtype])
     labels = yolox_head.label_rows(scene, extra, gap)
-    label_dtype = label_dtype or dtype
+    # Without any ground truth upstream forgets the dtype of the labels; one pinned case shows it.
+    label_dtype = label_dtype if label_dtype and bool(_counted(labels).any()) else dtype
     labels = labels.round().long() if label_dtype == "int64" else labels.to(DTYPES[label_dtype])
     tags = common_tags(scene, dtype) | _tags(scene)
     named = {

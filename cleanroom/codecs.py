@@ -152,8 +152,7 @@ class _Decode(torch.autograd.Function):
             else:
                 distance = joined((first, second, third, fourth), (-1, -1, 1, 1), ctx.axis, *ctx.distance)
         if ctx.needs_input_grad[1]:
-            far = None if ctx.xywh else (third, fourth)
-            points = point_gradient((first, second), far, 1, ctx.axis, *ctx.points)
+            points = point_gradient(grad, 0 if ctx.xywh else 1, ctx.axis, *ctx.points)
         return distance, points, None, None, None, None
 
 
@@ -167,15 +166,20 @@ def joined(
     return result
 
 
-def point_gradient(
-    near: Sequence[Tensor], far: Sequence[Tensor] | None, sign: int, axis: int, shape: torch.Size, dtype: torch.dtype
-) -> Tensor:
-    """Gradient of points: that of the near sides, and `sign` times that of the far ones, summed as in `joined`."""
-    if far is None:
-        return joined(near, (1, 1), axis, shape, dtype)
-    result = torch.empty(shape, dtype=dtype, device=near[0].device)
-    for place, one, two in zip(result.unbind(axis), near, far, strict=True):
-        torch.add(one.sum_to_size(place.shape), two.sum_to_size(place.shape), alpha=sign, out=place)
+def point_gradient(grad: Tensor, far: int, axis: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Gradient of points: what the near corner or centre has, and `far` times what the far corner has.
+
+    All four are summed over what was broadcast before they are added, as in autograd, and in one pass over memory.
+    """
+    whole = list(shape)
+    whole[axis] = 4
+    first, second, third, fourth = grad.sum_to_size(whole).unbind(axis)
+    result = torch.empty(shape, dtype=dtype, device=grad.device)
+    for place, near, other in zip(result.unbind(axis), (first, second), (third, fourth), strict=True):
+        if far:
+            torch.add(near, other, alpha=far, out=place)
+        else:
+            place.copy_(near)
     return result
 
 
@@ -212,11 +216,12 @@ class _Encode(torch.autograd.Function):
             (x, y), (x1, y1, x2, y2) = (tensor.unbind(-1) for tensor in ctx.saved_tensors)
             sides = (x, x1), (y, y1), (x2, x), (y2, y)
             slopes = [_unclamped(a - b, ctx.bound).mul_(slope) for (a, b), slope in zip(sides, slopes, strict=True)]
+        outward = joined(slopes, (-1, -1, 1, 1), -1, grad.shape, grad.dtype)
         points = boxes = None
         if ctx.needs_input_grad[0]:
-            points = point_gradient(slopes[:2], slopes[2:], -1, -1, *ctx.points)
+            points = point_gradient(outward, 1, -1, *ctx.points).neg_()
         if ctx.needs_input_grad[1]:
-            boxes = joined(slopes, (-1, -1, 1, 1), -1, *ctx.boxes)
+            boxes = outward.sum_to_size(ctx.boxes[0]).to(ctx.boxes[1])
         return points, boxes, None, None, None
 
 

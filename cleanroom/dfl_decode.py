@@ -84,13 +84,12 @@ class _Decode(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         logits, kept = ctx.saved_tensors
-        left, top, right, bottom = grad.unbind(-1)
         by_logits = by_points = None
         if ctx.needs_input_grad[0]:
-            by_distance = joined((left, top, right, bottom), (-1, -1, 1, 1), -1, grad.shape, _wide(logits))
+            by_distance = joined(grad.unbind(-1), (-1, -1, 1, 1), -1, grad.shape, _wide(logits))
             by_logits = _gradient(logits, by_distance, kept)
         if ctx.needs_input_grad[1]:
-            by_points = point_gradient((left, top), (right, bottom), 1, -1, *ctx.points)
+            by_points = point_gradient(grad, 1, -1, *ctx.points)
         return by_logits, by_points
 
 

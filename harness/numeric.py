@@ -186,8 +186,9 @@ class _Sensitivity:
     def _limited(self, errors: Tensors) -> Tensors:
         """Errors of rounding up to OWN_ULPS of an output's largest number: more would be a contradiction."""
         dtype = getattr(torch, self._evidence.case.dtype)
+        base = {name: value.double().nan_to_num(0.0, 0.0, 0.0) for name, value in self._base.items()}
         return {
-            name: value.clamp(max=OWN_ULPS * float(ulp(self._base[name].nan_to_num(0.0, 0.0, 0.0), dtype).max()))
+            name: value.clamp(max=OWN_ULPS * float(ulp(base[name], dtype).max()))
             for name, value in errors.items()
             if value.numel()
         }

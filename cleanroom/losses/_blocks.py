@@ -37,10 +37,13 @@ def empty_like(tensor: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def flat_blocks(tensor: Tensor) -> Iterator[slice]:
-    """Slices that cover a tensor of one dim; one where `blocks` gives one."""
-    wanted = _wanted(tensor)
-    for start in range(0, len(tensor), max(1, wanted)):
-        yield slice(start, start + wanted)
+    """Slices that cover a tensor of one dim; one where `blocks` gives one.
+
+    Smaller than those of `blocks`: for formulas with temporaries by the dozen.
+    """
+    step = _wanted(tensor) // 2
+    for start in range(0, len(tensor), max(1, step)):
+        yield slice(start, start + step)
 
 
 def _wanted(tensor: Tensor) -> int:

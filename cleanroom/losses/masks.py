@@ -9,6 +9,7 @@ large size exists. Everything is computed in float32 or wider.
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -141,6 +142,9 @@ class _Targets:
             image, index = self.places[target]
             mask = self.masks[image][index]
             height, width = mask.shape
+            if mask.shape == own.shape:
+                own.copy_(mask)
+                continue
             own[:height, :width] = mask
             own[height:] = own[:, width:] = 0
         return found.mul_(-2).add_(1) if self.signed else found
@@ -165,14 +169,17 @@ class _Resize:
     coordinate, and take less time up to the sides below.
     """
 
-    def __init__(self, small: tuple[int, int], large: tuple[int, int], dtype: torch.dtype) -> None:
-        self.side, self.large, self.weights = max(small), large, None
-        if self.side <= _DENSE_SIDE_BACK:
+    def __init__(self, logits: Tensor, large: tuple[int, int]) -> None:
+        small = logits.shape[1:]
+        self.large, self.weights = large, None
+        if max(small) <= _DENSE_SIDE_BACK:
             down, across = (_axis(*sides) for sides in zip(small, large, strict=True))
-            self.weights = down.to(dtype), across
+            self.weights = down.to(logits.dtype), across
+        # A product of matrices spreads what is not finite over its row and column.
+        self.dense = max(small) <= _DENSE_SIDE and bool(logits.sum().isfinite())
 
     def __call__(self, logits: Tensor) -> Tensor:
-        if self.side > _DENSE_SIDE or not bool(logits.sum().isfinite()):
+        if not self.dense:
             return _resized(logits, self.large)
         down, across = self.weights
         with torch.autocast("cpu", enabled=False):
@@ -185,7 +192,6 @@ class _Resize:
             with torch.autocast("cpu", enabled=False):
                 # The smaller product in float64, which halves what the weights themselves are rounded by.
                 found = ((down @ slopes).double() @ across.mT).to(slopes.dtype)
-            # A product of matrices spreads what is not finite over its row and column.
             if bool(found.sum().isfinite()):
                 return found
         with torch.enable_grad():
@@ -296,16 +302,17 @@ def _signed_block(z: Tensor, s: Tensor, *, slopes: bool) -> tuple[Tensor, Tensor
     """`_block` of masks that are 0 or 1, given as signs (+1 and -1), with the usual alpha and gamma.
 
     With u = s z, q = sigmoid(u) is what the right answer lacks to 1 and softplus(u) its cross entropy:
-    ``focal = a_t softplus(u) q^2``, ``a_t = (1 + s / 2) / 2``, and its derivative ``a_t s q^2 (q + 2 softplus(u) (1 - q))``.
+    ``focal = a_t softplus(u) q^2`` with ``a_t = (1 + s / 2) / 2``, its derivative ``a_t s q^2 (q + 2 softplus(u) (1 - q))``.
     """
     share = 1 / max(1, z.shape[1])
     u = z * s
     q, cross = torch.sigmoid(u), functional.softplus(u, threshold=_FAR)
-    foreground = (z.shape[1] - s.sum(1, dtype=torch.float64)) / 2
-    missed, balance = (part.sum(1).double() for part in (q, q * s))
-    hit = foreground - (missed - balance) / 2
-    denominator = hit + (missed + balance) / 2 + foreground + 1
-    ratio = (2 * hit + 1) / denominator
+    # One number a row: in NumPy's float64, because small tensor operations take longer.
+    signs, missed, balance = (part.sum(1).numpy().astype(np.float64) for part in (s, q, q * s))
+    both = z.shape[1] - signs  # twice the foreground
+    hit = both - missed + balance  # twice the sum of p m
+    denominator = (both + hit + missed + balance) / 2 + 1
+    ratio = (hit + 1) / denominator
     square = q * q
     focal = cross * square
     focal = focal.addcmul_(s, focal, value=0.5).sum(1).mul_(0.5 * share)
@@ -314,9 +321,9 @@ def _signed_block(z: Tensor, s: Tensor, *, slopes: bool) -> tuple[Tensor, Tensor
         rest = u.neg_().sigmoid_()
         by_focal = torch.addcmul(q, cross, rest, value=2).mul_(square)
         by_focal.addcmul_(s, by_focal, value=2)
-        by_dice = (s + (ratio - 1).to(s.dtype).unsqueeze(1)).mul_(q.mul_(rest))
-        found = _Slopes(by_focal, by_dice, 0.25 * share, (1 / denominator).to(s.dtype).unsqueeze(1))
-    return focal, (1 - ratio).to(z.dtype), found
+        above, factor = (torch.from_numpy(part).to(s.dtype).unsqueeze(1) for part in (ratio - 1, 1 / denominator))
+        found = _Slopes(by_focal, (s + above).mul_(q.mul_(rest)), 0.25 * share, factor)
+    return focal, torch.from_numpy(1 - ratio), found
 
 
 def _spans(count: int, pixels: int) -> Iterator[tuple[int, int]]:
@@ -363,7 +370,7 @@ class _ResizedLosses(torch.autograd.Function):
         focal, dice = logits.new_zeros(2, len(logits)).unbind()
         wanted = ctx.needs_input_grad[0]
         kept = logits.new_empty(2, *logits.shape) if wanted else None
-        resize = _Resize(tuple(logits.shape[1:]), targets.size, logits.dtype)
+        resize = _Resize(logits, targets.size)
         for first, last in _spans(len(logits), targets.size[0] * targets.size[1]):
             span = slice(first, last)
             large = resize(logits[span])
