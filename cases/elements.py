@@ -14,7 +14,10 @@ from cases.scenes import scene_from_labels
 
 _QUERIES = 300
 #: How logits are spread: a network's mostly; equal; saturated; beyond what a half number holds after an exponential.
-_SPREADS = {"network": 2.0, "wide": 8.0, "equal": 0.0, "saturated": 30.0, "extreme": 1e4}
+_SPREADS = {"network": 2.0, "wide": 5.0, "equal": 0.0, "saturated": 12.0, "extreme": 1.0}
+#: Beyond 16 upstream's 1 - p has no digits that a float32 result could be held against, not even in float64; far
+#: beyond, all of them are 0 or 1.
+_LARGEST, _EXTREME = 16.0, 1e4
 _KINDS = ("network",) * 6 + ("wide", "wide", "equal", "saturated", "extreme")
 _SPOILED = ("",) * 27 + ("nan", "inf", "minus-inf")
 _POSITIVES = (0.1, 0.1, 0.5, 0.0, 1.0)
@@ -35,7 +38,9 @@ def draw_elements(pick: Picker) -> Elements:
     shape = (pick.choice((1, 2, 3, 1, 2, 3, 0)), pick.choice((*range(1, 16), 40, 0)), pick.integer(1, 8))
     kind, positives, spoiled = pick.choice(_KINDS), pick.choice(_POSITIVES), pick.choice(_SPOILED)
     rng = np.random.default_rng(pick.integer(0, 2**16 - 1))
-    logits = _SPREADS[kind] * rng.standard_normal(shape)
+    logits = (_SPREADS[kind] * rng.standard_normal(shape)).clip(-_LARGEST, _LARGEST)
+    if kind == "extreme":
+        logits = np.sign(logits) * _EXTREME
     label = rng.random(shape) < positives
     value = rng.choice([0.0, 1.0, 0.5, np.nan], shape, p=[0.1, 0.2, 0.1, 0.6])
     value = np.where(np.isnan(value), rng.random(shape), value)

@@ -73,21 +73,21 @@ class _Decode(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits: Tensor, points: Tensor) -> Tensor:
-        rows = _rows(logits)
-        kept = torch.empty(rows.shape, dtype=_wide(logits)) if ctx.needs_input_grad[0] and _few(rows) else None
-        distance = _expected(logits, kept)
+        sides = _sides(logits)
+        few = logits.device.type == "cpu" and sides.numel() <= _FEW
+        kept = torch.empty(sides.shape, dtype=_wide(logits)) if few and ctx.needs_input_grad[0] else None
         ctx.save_for_backward(logits, kept)
         ctx.points = points.shape, points.dtype
-        return _boxes(distance, logits, points)
+        return _boxes(_expected(logits, kept), logits, points)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        logits, kept = ctx.saved_tensors
         by_logits = by_points = None
         if ctx.needs_input_grad[0]:
+            logits, kept = ctx.saved_tensors
             by_distance = joined(grad.unbind(-1), (-1, -1, 1, 1), -1, grad.shape, _wide(logits))
-            by_logits = _gradient(logits, by_distance, kept)
+            by_logits = _gradient(logits, kept, by_distance)
         if ctx.needs_input_grad[1]:
             by_points = point_gradient(grad, 1, -1, *ctx.points)
         return by_logits, by_points
@@ -95,10 +95,6 @@ class _Decode(torch.autograd.Function):
 
 def _wide(logits: Tensor) -> torch.dtype:
     return torch.promote_types(logits.dtype, torch.float32)
-
-
-def _few(rows: Tensor) -> bool:
-    return rows.device.type == "cpu" and rows.numel() <= _FEW
 
 
 def _boxes(distance: Tensor, logits: Tensor, points: Tensor) -> Tensor:
@@ -109,57 +105,56 @@ def _boxes(distance: Tensor, logits: Tensor, points: Tensor) -> Tensor:
 def _expected(logits: Tensor, kept: Tensor | None = None) -> Tensor:
     """(B, N, 4) expected distances, at least float32, laid out as the logits are; probabilities go into `kept`."""
     batch, count, channels = logits.shape
-    rows, wide = _rows(logits), _wide(logits)
+    sides, wide = _sides(logits), _wide(logits)
     values = torch.arange(channels // 4, dtype=wide, device=logits.device)
-    turned = rows.ndim == 4  # (B, 4, R, N)
-    sides = torch.empty((batch, 4, count) if turned else (batch * count * 4,), dtype=wide, device=logits.device)
-    for block in _blocks(rows):
-        likely = torch.softmax(rows[block], _bin_dim(rows), dtype=wide, out=None if kept is None else kept[block])
+    turned = sides.ndim == 4
+    distance = torch.empty((batch, 4, count) if turned else batch * count * 4, dtype=wide, device=logits.device)
+    for block in _blocks(sides):
+        likely = torch.softmax(sides[block], _bin_dim(sides), dtype=wide, out=None if kept is None else kept[block])
         # With `out`, autocast leaves the product alone.
-        torch.matmul(*((values, likely) if turned else (likely, values)), out=sides[block])
-    return sides.transpose(1, 2) if turned else sides.view(batch, count, 4)
+        torch.matmul(*((values, likely) if turned else (likely, values)), out=distance[block])
+    return distance.transpose(1, 2) if turned else distance.view(batch, count, 4)
 
 
-def _gradient(logits: Tensor, by_distance: Tensor, kept: Tensor | None) -> Tensor:
+def _gradient(logits: Tensor, kept: Tensor | None, by_distance: Tensor) -> Tensor:
     """Gradient of the logits, laid out as they are, from that of the distances (B, N, 4)."""
-    rows, dtype = _rows(logits), by_distance.dtype
-    turned = rows.ndim == 4  # (B, 4, R, N)
-    values = torch.arange(logits.shape[2] // 4, dtype=dtype, device=rows.device)
+    sides, wide = _sides(logits), _wide(logits)
+    dim, turned = _bin_dim(sides), sides.ndim == 4
+    values = torch.arange(logits.shape[2] // 4, dtype=wide, device=logits.device)
     if turned:
-        values = values[:, None]
         result = logits.new_empty((len(logits), *logits.shape[:0:-1])).transpose(1, 2)
-        by_distance = by_distance.transpose(1, 2)
+        by_distance, values = by_distance.transpose(1, 2), values[:, None]
     else:
         result = logits.new_empty(logits.shape)
         by_distance = by_distance.reshape(-1)
-    results, dim = _rows(result), _bin_dim(rows)
-    for block in _blocks(rows):
-        likely = torch.softmax(rows[block], dim, dtype=dtype) if kept is None else kept[block]
+    results = _sides(result)
+    for block in _blocks(sides):
+        likely = torch.softmax(sides[block], dim, dtype=wide) if kept is None else kept[block]
         slope = values * by_distance[block].unsqueeze(dim)
-        if result.dtype == dtype:
-            _softmax_gradient.out(slope, likely, dim, dtype, grad_input=results[block])
+        if result.dtype == wide:
+            _softmax_gradient.out(slope, likely, dim, wide, grad_input=results[block])
         else:
-            results[block] = _softmax_gradient(slope, likely, dim, dtype)
+            results[block] = _softmax_gradient(slope, likely, dim, wide)
     return result
 
 
-def _rows(logits: Tensor) -> Tensor:
-    """Sides of bins (4 B N, R), or, where the anchors of an image are innermost in memory, a view as (B, 4, R, N)."""
+def _sides(logits: Tensor) -> Tensor:
+    """Distributions (4 B N, R), or, where the anchors of an image are innermost in memory, a view as (B, 4, R, N)."""
     _, count, channels = logits.shape
     if logits.stride(1) == 1 and logits.stride(2) == count > 1:
         return logits.transpose(1, 2).unflatten(1, (4, channels // 4))
     return logits.reshape(-1, channels // 4)
 
 
-def _bin_dim(rows: Tensor) -> int:
-    return -1 if rows.ndim == 2 else -2
+def _bin_dim(sides: Tensor) -> int:
+    return -1 if sides.ndim == 2 else -2
 
 
-def _blocks(rows: Tensor) -> Iterator[slice]:
+def _blocks(sides: Tensor) -> Iterator[slice]:
     """Slices of the first dim, small enough for the cache on the CPU where there are many."""
-    if not rows.numel():
+    if not sides.numel():
         return
-    whole = rows.device.type != "cpu" or rows.numel() <= _FEW
-    step = len(rows) if whole else max(1, _BLOCK // rows[0].numel())
-    for start in range(0, len(rows), step):
+    whole = sides.device.type != "cpu" or sides.numel() <= _FEW
+    step = len(sides) if whole else max(1, _BLOCK // sides[0].numel())
+    for start in range(0, len(sides), step):
         yield slice(start, start + step)

@@ -21,7 +21,7 @@ def blocks(tensor: Tensor) -> Iterator[Block]:
     images, anchors, classes = tensor.shape
     if not tensor.numel():
         return
-    wanted = _wanted(tensor)
+    wanted = _wanted(tensor, ELEMENTS)
     some_images = max(1, wanted // (anchors * classes))
     some_anchors = max(1, wanted // classes) if some_images == 1 else anchors
     for image in range(0, images, some_images):
@@ -36,15 +36,18 @@ def empty_like(tensor: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
 
 
-def flat_blocks(tensor: Tensor) -> Iterator[slice]:
-    """Slices that cover a tensor of one dim; one where `blocks` gives one.
+def flat_blocks(tensor: Tensor) -> Iterator[slice | None]:
+    """Slices that cover a tensor of one dim, None for all of it; nothing where it is empty.
 
-    Smaller than those of `blocks`: for formulas with temporaries by the dozen.
+    Half as large as those of `blocks`: for formulas with temporaries by the dozen.
     """
-    step = _wanted(tensor) // 2
-    for start in range(0, len(tensor), max(1, step)):
+    count, step = len(tensor), _wanted(tensor, ELEMENTS // 2)
+    if 0 < count <= step:
+        yield None
+        return
+    for start in range(0, count, max(1, step)):
         yield slice(start, start + step)
 
 
-def _wanted(tensor: Tensor) -> int:
-    return ELEMENTS * torch.get_num_threads() if data_dependent(tensor) else tensor.numel()
+def _wanted(tensor: Tensor, elements: int) -> int:
+    return elements * torch.get_num_threads() if data_dependent(tensor) else tensor.numel()

@@ -54,13 +54,14 @@ def varifocal_loss(
         raise TypeError("label must be floating or integer, got torch.bool")
     if vfl_reduction not in VFL_REDUCTIONS:
         raise ValueError(f"vfl_reduction must be one of {VFL_REDUCTIONS}, got {vfl_reduction!r}")
-    try:
-        x, q, y = torch.broadcast_tensors(pred_score, gt_score, label)
-    except RuntimeError:
-        shapes = f"{tuple(label.shape)} to {tuple(pred_score.shape)}"
-        raise ValueError(f"label must broadcast to the shape of pred_score, got {shapes}") from None
-    total = _element_sum(_Varifocal(gamma, alpha), x, q, y)
-    return total if vfl_reduction == "sum" else total / _divisor(x)
+    if label.shape != pred_score.shape:
+        try:
+            pred_score, gt_score, label = torch.broadcast_tensors(pred_score, gt_score, label)
+        except RuntimeError:
+            shapes = f"{tuple(label.shape)} to {tuple(pred_score.shape)}"
+            raise ValueError(f"label must broadcast to the shape of pred_score, got {shapes}") from None
+    total = _element_sum(_Varifocal(gamma, alpha), pred_score, gt_score, label)
+    return total if vfl_reduction == "sum" else total / _divisor(pred_score)
 
 
 def focal_loss(
@@ -69,7 +70,7 @@ def focal_loss(
     """Cross entropy in which easy elements count little (yolo_losses.md, section 2.2).
 
     ``m = y (1 - p) + (1 - y) p``, ``loss = sum bce(x, y) m^gamma (y alpha + (1 - y) (1 - alpha))``, divided by the size
-    of dim 1. Computed in float64.
+    of dim 1. Computed in float32 or wider.
 
     Args:
         pred: (B, N, ...) logits x; p is their sigmoid.
@@ -129,9 +130,7 @@ class FocalLoss(nn.Module):
 
 
 class _Formula(Protocol):
-    """A sum of elements of flat tensors: its dtype, the elements, and their derivatives by the inputs, one by one."""
-
-    def dtype(self, *inputs: Tensor) -> torch.dtype: ...
+    """A sum of elements of flat tensors: the elements, then their derivatives by the inputs, one by one."""
 
     def parts(self, *inputs: Tensor) -> Iterator[Tensor]: ...
 
@@ -143,58 +142,56 @@ class _Varifocal:
     gamma: float
     alpha: float
 
-    def dtype(self, x: Tensor, q: Tensor, y: Tensor) -> torch.dtype:
-        return _wide(x, q, y)
-
     def parts(self, x: Tensor, q: Tensor, y: Tensor) -> Iterator[Tensor]:
         # The cross entropy is upstream's, in float32: its rounding is part of the result in float64 too.
         single, target = x.float(), q.float()
         entropy = functional.binary_cross_entropy_with_logits(single, target, reduction="none")
         x, q, y = _cast(x, q, y)
-        p, negative = x.sigmoid(), 1 - y
+        p = x.sigmoid()
         easy = p.pow(self.gamma).mul_(self.alpha)
-        weight = (q * y).addcmul_(easy, negative)
+        by_negative = torch.addcmul(easy, easy, y, value=-1)
+        weight = torch.addcmul(by_negative, q, y)
         yield weight * entropy
-        by_x = (single.sigmoid() if single.dtype != x.dtype else p.clone()).sub_(target).to(x.dtype).mul_(weight)
+        slope = p - target if single.dtype == x.dtype else single.sigmoid().sub_(target)
+        by_x = weight * slope
         if self.gamma != 0:  # else the weight does not depend on p, not even where 0 meets infinity
-            by_x.addcmul_(p.neg_().add_(1).mul_(easy).mul_(negative), entropy, value=self.gamma)
+            by_x.addcmul_(by_negative.addcmul_(by_negative, p, value=-1), entropy, value=self.gamma)
         yield by_x
-        yield (entropy * y).sub_(weight.mul_(single))
-        yield (q - easy).mul_(entropy)
+        yield (entropy * y).addcmul_(weight, single, value=-1)
+        yield q.sub(easy).mul_(entropy)
 
 
 @dataclass(frozen=True)
 class _Focal:
-    """The loss is bce(x, y) m^gamma a; m = 1 - (y p + (1 - y) (1 - p)), a = y alpha + (1 - y) (1 - alpha), or 1.
+    """The loss is bce(x, y) m^gamma a; m = y (1 - p) + (1 - y) p, a = y alpha + (1 - y) (1 - alpha), or 1.
 
-    In double precision: m of an element that is rightly answered has few digits left in float32.
+    ``bce = max(x, 0) (1 - y) + max(-x, 0) y - log(1 - min(p, 1 - p))`` keeps its digits however right the answer is, as m
+    does and the slope ``p - y = (1 - y) p - y (1 - p)``.
     """
 
     gamma: float
     alpha: float | None = None
 
-    def dtype(self, *inputs: Tensor) -> torch.dtype:
-        return torch.float64
-
     def parts(self, x: Tensor, y: Tensor, alpha: Tensor | None = None) -> Iterator[Tensor]:
         alpha = self.alpha if alpha is None else alpha
-        x, y = x.double(), y.double()
-        entropy = functional.binary_cross_entropy_with_logits(x, y, reduction="none")
-        p = x.sigmoid()
-        wrong = 1 - y
-        m = 1 - (y * p).addcmul_(wrong, 1 - p)
-        modulation, steepness = self._powers(m)
-        balance = None if alpha is None else y * alpha + wrong * (1 - alpha)
+        x, y = _cast(x, y)
+        negative, minus_x = 1 - y, -x
+        p, rest = x.sigmoid(), minus_x.sigmoid()
+        entropy = torch.minimum(p, rest).neg_().log1p_().neg_()
+        entropy.addcmul_(negative, x.clamp(min=0)).addcmul_(y, minus_x.clamp(min=0))
+        above, below = negative * p, y * rest
+        modulation, steepness = self._powers(above + below)
+        balance = None if alpha is None else y * (2 * alpha - 1) + (1 - alpha)
         loss = entropy * modulation
         yield loss if balance is None else loss * balance
-        by_x = (p - y).mul_(modulation)
+        by_x = above.sub_(below).mul_(modulation)
         by_m = None if steepness is None else steepness.mul_(entropy)
         if by_m is not None:
-            by_x.addcmul_((1 - p).mul_(p).mul_(by_m), wrong - y)
+            by_x.addcmul_((p * rest).mul_(by_m), negative.sub_(y))
         yield by_x if balance is None else by_x.mul_(balance)
-        by_y = (x * modulation).neg_()
+        by_y = minus_x.mul_(modulation)
         if by_m is not None:
-            by_y.addcmul_(by_m, 1 - 2 * p)
+            by_y.addcmul_(by_m, rest.sub_(p))
         if balance is not None:
             by_y.mul_(balance).add_(loss.mul_(2 * alpha - 1))
         yield by_y
@@ -211,27 +208,27 @@ class _Focal:
 
 
 class _ElementSum(torch.autograd.Function):
-    """Sum over all elements of a formula of tensors of one shape, block by block, and its derivatives on the way."""
+    """Sum over all elements of a formula of tensors of one shape, block by block, and its derivatives on the way.
+
+    `needed` says by which inputs; those by the last inputs cost nothing where nobody asks for them.
+    """
 
     @staticmethod
-    def forward(ctx, formula: _Formula, track: bool, *inputs: Tensor) -> Tensor:
+    def forward(ctx, formula: _Formula, needed: tuple[bool, ...], *inputs: Tensor) -> Tensor:
         flat = [tensor.reshape(-1) for tensor in inputs]
-        needed = [track and need for need in ctx.needs_input_grad[2:]]
-        # Derivatives by the last inputs cost nothing where nobody asks for them.
-        asked = max((index + 1 for index, need in enumerate(needed) if need), default=0)
         sums, slopes = [], []
         for block in flat_blocks(flat[0]):
-            parts = formula.parts(*(tensor[block] for tensor in flat))
+            parts = formula.parts(*(flat if block is None else [tensor[block] for tensor in flat]))
             sums.append(next(parts).sum())
-            slopes.append([slope if need else None for need, slope in zip(needed[:asked], parts, strict=False)])
+            slopes.append([slope if need else None for need, slope in zip(needed, parts, strict=False)])
         ctx.save_for_backward(*(_joined(column) for column in zip(*slopes, strict=True)))
         ctx.inputs = [(tensor.shape, tensor.dtype) for tensor in inputs]
-        return _total(sums) if sums else flat[0].new_zeros((), dtype=formula.dtype(*inputs))
+        return _total(sums) if sums else flat[0].new_zeros((), dtype=_wide(*inputs))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        found = [None] * len(ctx.inputs)
+        found: list[Tensor | None] = [None] * len(ctx.inputs)
         for index, slope in enumerate(ctx.saved_tensors):
             if slope is not None:
                 shape, dtype = ctx.inputs[index]
@@ -248,12 +245,17 @@ def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _element_sum(formula: _Formula, *inputs: Tensor) -> Tensor:
-    return _ElementSum.apply(formula, torch.is_grad_enabled(), *inputs)
+    track = torch.is_grad_enabled()
+    needed = [track and tensor.requires_grad for tensor in inputs]
+    while needed and not needed[-1]:
+        needed.pop()
+    return _ElementSum.apply(formula, tuple(needed), *inputs)
 
 
-def _cast(*tensors: Tensor) -> Iterator[Tensor]:
+def _cast(*tensors: Tensor) -> list[Tensor]:
     """The tensors in the dtype that they and float32 promote to."""
-    return (tensor.to(_wide(*tensors)) for tensor in tensors)
+    wide = _wide(*tensors)
+    return [tensor.to(wide) for tensor in tensors]
 
 
 def _wide(*tensors: Tensor) -> torch.dtype:

@@ -147,7 +147,7 @@ class _Targets:
                 continue
             own[:height, :width] = mask
             own[height:] = own[:, width:] = 0
-        return found.mul_(-2).add_(1) if self.signed else found
+        return torch.rsub(found, 1, alpha=2) if self.signed else found
 
 
 def _is_binary(masks: Tensor) -> bool:
@@ -301,8 +301,8 @@ def _block(
 def _signed_block(z: Tensor, s: Tensor, *, slopes: bool) -> tuple[Tensor, Tensor, _Slopes | None]:
     """`_block` of masks that are 0 or 1, given as signs (+1 and -1), with the usual alpha and gamma.
 
-    With u = s z, q = sigmoid(u) is what the right answer lacks to 1 and softplus(u) its cross entropy:
-    ``focal = a_t softplus(u) q^2`` with ``a_t = (1 + s / 2) / 2``, its derivative ``a_t s q^2 (q + 2 softplus(u) (1 - q))``.
+    With u = s z, q = sigmoid(u) is what the right answer lacks to 1 and c = softplus(u) its cross entropy:
+    ``focal = a_t c q^2`` with ``a_t = (1 + s / 2) / 2``, and its derivative ``a_t s q^2 (q + 2 c (1 - q))``.
     """
     share = 1 / max(1, z.shape[1])
     u = z * s

@@ -224,8 +224,10 @@ def _assign(scores: Tensor, targets: Targets, decoder: Decoder, rules: Rules | N
     )
     try:
         found = assign(scene, rules, sparse=sparse)
-    except IndexError as error:  # of a label; the argument has another name here
-        raise IndexError(f"cls: {error}") from None
+    except (IndexError, RuntimeError) as error:
+        if "gt_labels" not in str(error):
+            raise
+        raise type(error)(f"cls: {error}") from None  # the argument has another name here
     foreground = found.score > 0
     return Assignment(foreground, torch.where(foreground, found.gt_index, 0), found.score)
 

@@ -33,7 +33,7 @@ def _torch(*, strides: Sequence[float], **maps: Tensor) -> dict[str, Tensor]:
 
 
 MAPS = tuple(
-    Input(f"raw{level}", "(B, 5+C, H, W)", "floating", f"raw map of level {level}: box, objectness, classes")
+    Input(f"raw{level}", "(B, 5+C, H, W)", "floating", f"raw map of level {level}, if it is: box, objectness, classes")
     for level in range(3)
 )
 

@@ -454,6 +454,8 @@ class TestLabels:
         given, settings = example(cls=torch.tensor([0, 2, 3]))
         with pytest.raises(IndexError, match=r"cls: .* 3 of a row that contains an anchor is outside \[-3, 3\)"):
             v8_detection_loss(**given, **settings)
+        with pytest.raises(RuntimeError, match=r"cls: .* outside \[-3, 3\)"):
+            v8_detection_loss(**given, **settings, path="static")
         # A row without a candidate is never looked up.
         given["bboxes"][2, 0] = 9
         assert v8_detection_loss(**given, **settings).loss.isfinite().all()
