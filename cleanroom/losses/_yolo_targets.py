@@ -59,9 +59,10 @@ def pad_targets(
         torch._assert_async((slot < rows).all(), f"max_objects is {rows}, but batch_idx has more objects of one image")
 
     place = image * rows + slot
-    corners = bboxes.detach().float() * torch.tensor([*size, *size], device=bboxes.device)
-    half = corners[:, 2:] / 2
-    corners = torch.cat((corners[:, :2] - half, corners[:, :2] + half), 1)
+    # Numbers, not a tensor of them: to make one on a device, the host would wait for it.
+    x, y, w, h = (share * side for share, side in zip(bboxes.detach().float().unbind(1), (*size, *size), strict=True))
+    w, h = w / 2, h / 2
+    corners = torch.stack((x - w, y - h, x + w, y + h), 1)
     boxes = corners.new_zeros(images * rows, 4).index_copy_(0, place, corners).view(images, rows, 4)
     labels = place.new_zeros(images * rows).index_copy_(0, place, cls.detach().reshape(-1).long())
     return Targets(labels.view(images, rows), boxes, boxes.sum(2) > 0)

@@ -307,8 +307,9 @@ def _signed_block(z: Tensor, s: Tensor, *, slopes: bool) -> tuple[Tensor, Tensor
     share = 1 / max(1, z.shape[1])
     u = z * s
     q, cross = torch.sigmoid(u), functional.softplus(u, threshold=_FAR)
-    # One number a row: in NumPy's float64, because small tensor operations take longer.
-    signs, missed, balance = (part.sum(1).numpy().astype(np.float64) for part in (s, q, q * s))
+    # One number a row, which all its pixels share: in float64, and NumPy's, because small tensor operations take longer.
+    signs = s.sum(1).numpy().astype(np.float64)
+    missed, balance = (part.sum(1, dtype=torch.float64).numpy() for part in (q, q * s))
     both = z.shape[1] - signs  # twice the foreground
     hit = both - missed + balance  # twice the sum of p m
     denominator = (both + hit + missed + balance) / 2 + 1

@@ -89,7 +89,7 @@ def v8_detection_loss(
         reduction: "sum", or "none" for the contribution of each image; their sum is the usual value.
         ignore_mask: (B, A) bool; True: the anchor takes no part in any term, nor in S. It is assigned all the same.
         max_objects: rows of ground truths an image; default: what the fullest image has, or n on the static path where
-            the labels lie on an accelerator too.
+            the labels lie on an accelerator too. Given, one compiled graph serves batches of different n.
         anchor_dtype: dtype of the anchor grid; default: that of `boxes`.
         small_box, edge_round_trip, ciou_alpha: eras of the assigner, see `task_aligned_assign`.
         reg1_distance: the third term where R = 1: "l1" (8.4.0 on) or "zero".
@@ -190,6 +190,8 @@ class v8DetectionLoss:  # noqa: N801 - upstream's name
         if not isinstance(preds, Mapping):
             raise TypeError(f"preds must be a dict, or a 2-tuple with a dict, got {type(preds).__name__}")
         gains = {"box": self.hyp.box, "cls": self.hyp.cls, "dfl": self.hyp.dfl}
+        if isinstance(weights := self.settings["class_weights"], Tensor):  # moved once, not at each call
+            self.settings["class_weights"] = weights.to(preds["scores"].device)
         return v8_detection_loss(
             preds["boxes"],
             preds["scores"],
