@@ -165,7 +165,7 @@ def _accumulate(a: _Sides, b: _Sides, grad: Tensor, of_a: Tensor, of_b: Tensor) 
 
 def _share(side: Tensor, lead: Tensor, of_a: Tensor, of_b: Tensor) -> None:
     """Give the gradient of an inner edge to the box that sets it: a where `lead` > 0, half to each where it is 0."""
-    own = torch.heaviside(lead, lead.new_tensor(0.5)).mul_(side)
+    own = torch.heaviside(lead, lead.new_full((), 0.5)).mul_(side)
     of_a.copy_(own.sum(1))
     of_b += torch.sub(side, own, out=own).sum(0)
 

@@ -37,15 +37,15 @@ def empty_like(tensor: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def flat_blocks(tensor: Tensor) -> Iterator[slice | None]:
-    """Slices that cover a tensor of one dim, None for all of it; nothing where it is empty.
+    """Slices that cover a tensor of one dim; None for all of it.
 
     Half as large as those of `blocks`: for formulas with temporaries by the dozen.
     """
     count, step = len(tensor), _wanted(tensor, ELEMENTS // 2)
-    if 0 < count <= step:
+    if count <= step:
         yield None
         return
-    for start in range(0, count, max(1, step)):
+    for start in range(0, count, step):
         yield slice(start, start + step)
 
 

@@ -165,8 +165,8 @@ class _Varifocal:
 class _Focal:
     """The loss is bce(x, y) m^gamma a; m = y (1 - p) + (1 - y) p, a = y alpha + (1 - y) (1 - alpha), or 1.
 
-    ``bce = max(x, 0) (1 - y) + max(-x, 0) y - log(1 - min(p, 1 - p))`` keeps its digits however right the answer is, as m
-    does and the slope ``p - y = (1 - y) p - y (1 - p)``.
+    ``bce = max(x, 0) (1 - y) + max(-x, 0) y - log(1 - min(p, 1 - p))`` keeps its digits however right the answer is,
+    as m does and the slope ``p - y = (1 - y) p - y (1 - p)``.
     """
 
     gamma: float
@@ -223,7 +223,7 @@ class _ElementSum(torch.autograd.Function):
             slopes.append([slope if need else None for need, slope in zip(needed, parts, strict=False)])
         ctx.save_for_backward(*(_joined(column) for column in zip(*slopes, strict=True)))
         ctx.inputs = [(tensor.shape, tensor.dtype) for tensor in inputs]
-        return _total(sums) if sums else flat[0].new_zeros((), dtype=_wide(*inputs))
+        return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
 
     @staticmethod
     @once_differentiable
@@ -234,10 +234,6 @@ class _ElementSum(torch.autograd.Function):
                 shape, dtype = ctx.inputs[index]
                 found[index] = (slope * grad).to(dtype).view(shape)
         return None, None, *found
-
-
-def _total(sums: Sequence[Tensor]) -> Tensor:
-    return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:

@@ -134,6 +134,7 @@ class _Targets:
         self.places = [(image, index) for image, some in enumerate(masks) for index in range(len(some))]
         self.targets = targets.tolist()
         self.signed = dtype == torch.float32 and all(map(_is_binary, masks))
+        self.background, self.foreground = torch.tensor([1, -1] if self.signed else [0, 1], dtype=dtype)
 
     def __call__(self, first: int, last: int) -> Tensor:
         """(n, H, W) of the pairs from `first` to `last`."""
@@ -142,12 +143,16 @@ class _Targets:
             image, index = self.places[target]
             mask = self.masks[image][index]
             height, width = mask.shape
-            if mask.shape == own.shape:
+            if (height, width) != self.size:
+                own[height:] = own[:, width:] = self.background
+                own = own[:height, :width]  # noqa: PLW2901 - the part that the mask covers
+            if not self.signed:
                 own.copy_(mask)
-                continue
-            own[:height, :width] = mask
-            own[height:] = own[:, width:] = 0
-        return torch.rsub(found, 1, alpha=2) if self.signed else found
+            elif mask.dtype == torch.bool:
+                torch.where(mask, self.foreground, self.background, out=own)
+            else:
+                torch.sub(self.background, mask.to(self.dtype), alpha=2, out=own)
+        return found
 
 
 def _is_binary(masks: Tensor) -> bool:
@@ -307,15 +312,16 @@ def _signed_block(z: Tensor, s: Tensor, *, slopes: bool) -> tuple[Tensor, Tensor
     share = 1 / max(1, z.shape[1])
     u = z * s
     q, cross = torch.sigmoid(u), functional.softplus(u, threshold=_FAR)
-    # One number a row, which all its pixels share: in float64, and NumPy's, because small tensor operations take longer.
+    # One number a row, which all its pixels share: in float64, and NumPy's, as small tensor operations take longer.
     signs = s.sum(1).numpy().astype(np.float64)
-    missed, balance = (part.sum(1, dtype=torch.float64).numpy() for part in (q, q * s))
+    missed = q.sum(1, dtype=torch.float64).numpy()
+    balance = torch.mul(q, s, out=None if slopes else u).sum(1, dtype=torch.float64).numpy()
     both = z.shape[1] - signs  # twice the foreground
     hit = both - missed + balance  # twice the sum of p m
     denominator = (both + hit + missed + balance) / 2 + 1
     ratio = (hit + 1) / denominator
-    square = q * q
-    focal = cross * square
+    square = q * q if slopes else q.square_()
+    focal = cross * square if slopes else cross.mul_(square)
     focal = focal.addcmul_(s, focal, value=0.5).sum(1).mul_(0.5 * share)
     found = None
     if slopes:

@@ -137,7 +137,7 @@ def _shares(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
     An inner edge belongs to the box that sets it, the outer edge to the other one; equal edges are shared in halves.
     """
-    half = low.new_tensor(0.5)
+    half = low.new_full((), 0.5)  # new_tensor would copy from the host
     right, left = torch.heaviside(high[:, 1] - high[:, 0], half), torch.heaviside(low[:, 0] - low[:, 1], half)
     grow = (right + left).div_(2)
     return torch.stack([grow, 1 - grow], 1), right - left
