@@ -100,7 +100,8 @@ def _softplus(x: Tensor) -> Tensor:
 
 def _own_loss(x: Tensor, t: Tensor) -> Tensor:
     """``bce(x, t)`` without cancellation; at t = 0 the softplus of all other classes, infinite x included."""
-    return torch.where(t == 0, _softplus(x), (1 - t) * _softplus(x) + t * _softplus(-x))
+    wrong = _softplus(x)
+    return torch.where(t == 0, wrong, ((1 - t) * wrong).addcmul_(t, _softplus(-x)))
 
 
 def _own_slope(x: Tensor, t: Tensor) -> Tensor:
@@ -135,8 +136,14 @@ class _BlockwiseSums(torch.autograd.Function):
         own_slope = _own_slope(_logit(scores, own, value.dtype), value)
         result, grad = empty_like(scores), grad[:, None, None]
         for block in blocks(scores):
-            slope = torch.sigmoid(scores[block].to(value.dtype)).scatter_(2, own[block], own_slope[block])
-            result[block] = _weighted(slope.mul_(grad[block[0]]), weights, ignore, block)
+            logits, part = scores[block], result[block]
+            slope = (
+                torch.sigmoid(logits, out=part) if logits.dtype == value.dtype else logits.to(value.dtype).sigmoid_()
+            )
+            slope.scatter_(2, own[block], own_slope[block]).mul_(grad[block[0]])
+            _weighted(slope, weights, ignore, block)
+            if slope is not part:
+                part.copy_(slope)
         return result, None, None, None, None
 
 

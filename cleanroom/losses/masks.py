@@ -134,7 +134,6 @@ class _Targets:
         self.places = [(image, index) for image, some in enumerate(masks) for index in range(len(some))]
         self.targets = targets.tolist()
         self.signed = dtype == torch.float32 and all(map(_is_binary, masks))
-        self.background, self.foreground = torch.tensor([1, -1] if self.signed else [0, 1], dtype=dtype)
 
     def __call__(self, first: int, last: int) -> Tensor:
         """(n, H, W) of the pairs from `first` to `last`."""
@@ -144,15 +143,9 @@ class _Targets:
             mask = self.masks[image][index]
             height, width = mask.shape
             if (height, width) != self.size:
-                own[height:] = own[:, width:] = self.background
-                own = own[:height, :width]  # noqa: PLW2901 - the part that the mask covers
-            if not self.signed:
-                own.copy_(mask)
-            elif mask.dtype == torch.bool:
-                torch.where(mask, self.foreground, self.background, out=own)
-            else:
-                torch.sub(self.background, mask.to(self.dtype), alpha=2, out=own)
-        return found
+                own[height:] = own[:, width:] = 0
+            own[:height, :width] = mask
+        return torch.rsub(found, 1, alpha=2) if self.signed else found
 
 
 def _is_binary(masks: Tensor) -> bool:

@@ -6,6 +6,7 @@ import torch
 from cases import pin
 from cases.case import CaseError
 from cases.pinned import FOLDER, pinned
+from harness.operations import NAMES
 
 
 def case(name: str):
@@ -24,7 +25,7 @@ def test_the_files_are_what_the_script_writes(tmp_path):
 def test_cases_come_sorted_by_name_and_for_an_operation():
     names = [found.origin for found in pinned()]
     assert names == sorted(names)
-    assert {found.operation for found in pinned()} == {"tal", "simota", "hungarian"}
+    assert {found.operation for found in pinned()} == set(NAMES)
     assert {found.operation for found in pinned("tal")} == {"tal"}
     older = pinned("tal", topk2=False, padding_labels=False, empty_batch=False)
     assert all(found.settings["topk2"] is None for found in older)
