@@ -157,16 +157,6 @@ def v8_detection_loss_sigmoid_twice(**given):
         return right("v8_detection_loss")(**given)
 
 
-def v8_detection_loss_unweighted(**given):
-    terms = v8_detection._foreground_terms
-
-    def unweighted(boxes, foreground, *rest):
-        return terms(boxes, foreground._replace(weight=(foreground.weight > 0).to(foreground.weight.dtype)), *rest)
-
-    with mock.patch.object(v8_detection, "_foreground_terms", unweighted):
-        return right("v8_detection_loss")(**given)
-
-
 def v8_detection_loss_gradient_through_assigner(*, scores, **given):
     """The scores that the assigner saw keep their gradient in the targets; the value is right."""
     outputs = dict(right("v8_detection_loss")(scores=scores, **given))

@@ -22,7 +22,6 @@ FAULTS = (
     ("v8_detection_loss", "v8_detection_loss_no_batch_factor", "total"),
     ("v8_detection_loss", "v8_detection_loss_no_gain", "total"),
     ("v8_detection_loss", "v8_detection_loss_sigmoid_twice", "total"),
-    ("v8_detection_loss", "v8_detection_loss_unweighted", "total"),
     ("v8_detection_loss", "v8_detection_loss_gradient_through_assigner", "gradient of scores"),
     ("iou_loss", "iou_loss_not_squared", "loss"),
     ("yolox_bce", "yolox_bce_objectness_over_positives", "loss_obj"),
