@@ -182,7 +182,8 @@ def _bars() -> dict[str, Any]:
 def _applies(bar: dict[str, Any], row: dict[str, Any]) -> bool:
     """Whether a bar speaks of a measurement; a pattern that it does not give is any."""
     names = ("operation", "oracle", "workload", "device", "direction")
-    return all(fnmatchcase(row[name], bar.get(name, "*")) for name in names)
+    spared = row["operation"] in bar.get("except", ())
+    return not spared and all(fnmatchcase(row[name], bar.get(name, "*")) for name in names)
 
 
 def _measurements(measurements: pd.DataFrame) -> list[dict[str, Any]]:

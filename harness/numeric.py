@@ -121,7 +121,9 @@ def _quantities(evidence: Evidence) -> Iterator[tuple[str, Quantity]]:
         for name in names:
             ours, theirs = evidence.candidate[name], evidence.oracle[name]
             truth = theirs.double() if evidence.truth is None else evidence.truth[name].double()
-            floor = WITHOUT_TRUTH_ULPS if evidence.truth is None else FLOOR_ULPS
+            # In float64 the oracle is its own truth: its error looks like 0 and is not, so the floor is twice as wide.
+            exact = FLOOR_ULPS * (2 if case.dtype == "float64" else 1)
+            floor = WITHOUT_TRUTH_ULPS if evidence.truth is None else exact
             dtype = coarsest(*inputs, ours.dtype)
             yield kind, Quantity(name, ours.double(), theirs.double(), truth, dtype, floor)
 
@@ -184,7 +186,12 @@ class _Sensitivity:
         }
 
     def _limited(self, errors: Tensors) -> Tensors:
-        """Errors of rounding up to OWN_ULPS of an output's largest number: more would be a contradiction."""
+        """Errors of rounding up to OWN_ULPS of an output's largest number: more would be a contradiction.
+
+        In float64 the oracle cannot contradict itself, and its error is taken as it is.
+        """
+        if self._evidence.case.dtype == "float64":
+            return errors
         dtype = getattr(torch, self._evidence.case.dtype)
         base = {name: value.double().nan_to_num(0.0, 0.0, 0.0) for name, value in self._base.items()}
         return {
@@ -226,6 +233,6 @@ def _rounding(evidence: Evidence, names: tuple[str, ...]) -> dict[str, Tensor]:
                 continue  # float32 is rejected, or moved out of what upstream takes
         for name in pair[0]:
             error = (pair[0][name].double() - pair[1][name].double()).abs().nan_to_num(0.0, posinf=0.0)
-            error *= SAFETY * ratio  # another draw of the rounding, not its bound
+            error *= 2 * SAFETY * ratio  # another draw of the rounding, not its bound
             found[name] = torch.maximum(found.get(name, torch.zeros_like(error)), error)
     return found

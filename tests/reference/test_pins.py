@@ -13,6 +13,12 @@ def test_the_projects_pins():
     assert find_pin("yolox==0.3.0").archive == "yolox-0.3.0.tar.gz"
 
 
+def test_a_negative_control_says_what_is_wrong_with_it():
+    controls = {key: pin.control for key, pin in read_pins().items() if pin.control}
+    assert controls == {"ultralytics==8.0.100": "N by N broadcast in the box loss"}
+    assert find_pin("ultralytics==8.0.100").archive == "ultralytics-8.0.100-py3-none-any.whl"
+
+
 @pytest.mark.parametrize("text", ["ultralytics==8.4.190", "transformers=installed"])
 def test_a_spec_is_written_as_it_is_read(text):
     assert str(OracleSpec.parse(text)) == text
@@ -54,6 +60,7 @@ def test_a_wrong_spec_is_explained(text, complaints):
         (f'[oracles]\na = {{ archive = "a.whl", sha256 = "{HASH}" }}', "'a' is not NAME==VERSION"),
         ('[oracles]\n"a==1" = "a.whl"', "a==1 must have exactly"),
         (f'[oracles]\n"a==1" = {{ archive = "a.whl", sha256 = "{HASH}", kind = 1 }}', "must have exactly"),
+        (f'[oracles]\n"a==1" = {{ archive = "a.whl", sha256 = "{HASH}", control = "" }}', "must say what is wrong"),
         (f'[oracles]\n"a==1" = {{ archive = "a.zip", sha256 = "{HASH}" }}', "archive 'a.zip' is not"),
         (f'[oracles]\n"a==1" = {{ archive = "../a.whl", sha256 = "{HASH}" }}', "archive '../a.whl' is not"),
         ('[oracles]\n"a==1" = { archive = "a.whl", sha256 = "ABC" }', "sha256 'ABC' is not 64"),
