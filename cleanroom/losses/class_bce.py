@@ -137,9 +137,9 @@ class _BlockwiseSums(torch.autograd.Function):
         result, grad = empty_like(scores), grad[:, None, None]
         for block in blocks(scores):
             logits, part = scores[block], result[block]
-            slope = (
-                torch.sigmoid(logits, out=part) if logits.dtype == value.dtype else logits.to(value.dtype).sigmoid_()
-            )
+            # Compilers take no out= that is a view.
+            in_place = logits.dtype == value.dtype and data_dependent(logits)
+            slope = torch.sigmoid(logits, out=part) if in_place else logits.to(value.dtype, copy=True).sigmoid_()
             slope.scatter_(2, own[block], own_slope[block]).mul_(grad[block[0]])
             _weighted(slope, weights, ignore, block)
             if slope is not part:

@@ -368,6 +368,8 @@ class _ResizedLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, targets: _Targets) -> tuple[Tensor, Tensor]:
         focal, dice = logits.new_zeros(2, len(logits)).unbind()
+        # A loss that is not differentiated must not reach the gradient as NaN times zero.
+        ctx.set_materialize_grads(False)
         wanted = ctx.needs_input_grad[0]
         kept = logits.new_empty(2, *logits.shape) if wanted else None
         resize = _Resize(logits, targets.size)
@@ -389,7 +391,14 @@ class _ResizedLosses(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, by_focal: Tensor, by_dice: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx, by_focal: Tensor | None, by_dice: Tensor | None) -> tuple[Tensor | None, None]:
         (kept,) = ctx.saved_tensors
-        focal, dice = kept
-        return (focal * by_focal[:, None, None]).addcmul_(dice, by_dice[:, None, None]), None
+        given = [
+            (slope, grad[:, None, None])
+            for slope, grad in zip(kept, (by_focal, by_dice), strict=True)
+            if grad is not None
+        ]
+        found = given[0][0] * given[0][1] if given else None
+        for slope, grad in given[1:]:
+            found.addcmul_(slope, grad)
+        return found, None

@@ -45,6 +45,11 @@ def pairs(count, dtype, xywh, whole=False):
     return [(boxes if xywh else corners(boxes)).to(dtype) for boxes in found]
 
 
+def product(sides):
+    """Not `prod`, which has a gradient of its own where a side is 0 or infinite."""
+    return sides[..., 0] * sides[..., 1]
+
+
 def formula(box1, box2, kind, xywh, eps=1e-7):
     """The definition, for autograd to differentiate."""
     low1, high1, low2, high2 = (
@@ -57,12 +62,12 @@ def formula(box1, box2, kind, xywh, eps=1e-7):
         box[..., 2:] if xywh else high - low + height_eps
         for box, low, high in ((box1, low1, high1), (box2, low2, high2))
     )
-    common = (torch.minimum(high1, high2) - torch.maximum(low1, low2)).clamp(min=0).prod(-1)
-    union = size1.prod(-1) + size2.prod(-1) - common + eps
+    common = product((torch.minimum(high1, high2) - torch.maximum(low1, low2)).clamp(min=0))
+    union = product(size1) + product(size2) - common + eps
     hull = torch.maximum(high1, high2) - torch.minimum(low1, low2)
     iou = common / union
     if kind == "GIoU":
-        area = hull.prod(-1) + eps
+        area = product(hull) + eps
         iou = iou - (area - union) / area
     elif kind != "IoU":
         distance = (low2 + high2 - low1 - high1).square().sum(-1) / 4 / (hull.square().sum(-1) + eps)
@@ -269,6 +274,21 @@ def test_a_nan_stays_in_its_pair(kind, xywh):
     for found, expected in zip(gradients(one, two, kind, xywh=xywh), clean, strict=True):
         assert torch.equal(found[1:], expected)
         assert found[0].isnan().any()
+
+
+@each_kind
+@each_form
+@pytest.mark.parametrize("special", [nan, INF, -INF])
+def test_gradients_of_what_is_not_finite_are_those_of_autograd(kind, xywh, special):
+    """A NaN goes through no clamp, and through both sides of a minimum: other coordinates may have a gradient."""
+    for place in range(4):
+        one, two = pairs(6, torch.float64, xywh)
+        one[:, place] = special
+        leaves = [box.clone().requires_grad_() for box in (one, two)]
+        value = formula(*leaves, kind, xywh)
+        expected = torch.autograd.grad(value, leaves, torch.ones_like(value))
+        for found, wanted in zip(gradients(one, two, kind, torch.float64, xywh=xywh), expected, strict=True):
+            torch.testing.assert_close(found, wanted, equal_nan=True)
 
 
 def test_complete_iou_of_terms_has_the_same_bits():
