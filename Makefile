@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch setuptools
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--no-build-isolation --editable '.[harness,oracles,report,dev]'
+		--no-build-isolation --editable '.[kernels,harness,oracles,report,dev]'
 	touch $(STAMP)
 
 clean:

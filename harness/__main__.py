@@ -12,6 +12,7 @@ from harness.gate import HOLDS_ALL, INTERRUPTED, WRONG_REQUEST
 
 SHOWN_DETAIL = 400
 """Characters of a failure's detail in the terminal; the report has all of it."""
+BACKENDS_HELP = "built-in candidates: torch, triton (default: all on CUDA, else torch; none with --candidate)"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,9 +58,20 @@ def _parser() -> argparse.ArgumentParser:
     _run_options(command("run", _run, "draw cases, compare candidates with upstream, measure, report, gate"))
     command("list", _list, "operations, oracles, workloads and profiles")
     command("show", _show, "inputs, settings, outputs and calling convention of an operation").add_argument("op")
+    pack = command("bundle", _bundle, "pack what a run needs into one archive, for a host without network")
+    pack.add_argument("--out", type=Path, default=Path("cleanroom-bundle.tar.gz"), metavar="FILE")
+    pack.add_argument("--python", default="3.12", metavar="VERSION", help="of the host (default 3.12)")
+    pack.add_argument(
+        "--have",
+        nargs="*",
+        default=[],
+        metavar="NAMES",
+        help="packages of the host: names, or a file that `pip freeze` wrote there",
+    )
     replay = command("replay", _replay, "judge one stored case again and print everything about it")
     replay.add_argument("file", type=Path)
     replay.add_argument("--oracles", metavar="LIST", help="oracles to ask (default: every pin that fits)")
+    replay.add_argument("--backends", metavar="LIST", help=BACKENDS_HELP)
     replay.add_argument("--candidate", action="append", default=[], metavar="NAME=MODULE:ATTRIBUTE")
     replay.add_argument("--device", default="cpu", metavar="cpu|cuda|auto")
     replay.add_argument("--time-limit", type=_positive, default=60.0, metavar="SECONDS")
@@ -81,7 +93,7 @@ def _run_options(run: argparse.ArgumentParser) -> None:
         metavar="NAME=WHERE",
         help="a local checkout (yolox=DIR) or the environment's version (ultralytics=installed); repeatable",
     )
-    run.add_argument("--backends", metavar="LIST", help="built-in candidates (default: all; none with --candidate)")
+    run.add_argument("--backends", metavar="LIST", help=BACKENDS_HELP)
     run.add_argument(
         "--candidate",
         action="append",
@@ -145,23 +157,27 @@ def _run(arguments: argparse.Namespace) -> int:
         summary = execute_plan(plan, folder, progress)
     finally:
         progress.stop()
-    _print_summary(summary, folder.path)
+    _print_summary(summary, folder.path, folder.read_json("run.json")["settings"]["candidates"])
     return summary["exit_code"]
 
 
 def _plan(arguments: argparse.Namespace):
     import os
+    from dataclasses import replace
 
     from cases.labels import read_labels
     from cases.workloads import WORKLOADS
     from harness import plan
+    from harness.candidates import interprets
 
     profile = plan.profile(arguments.profile)
     seed = arguments.seed
     if seed is None:
         seed = random.SystemRandom().randrange(2**31) if profile["randomized"] else 0
-    candidates = plan.parse_candidates(arguments.backends, arguments.candidate)
-    plan.check_candidates(candidates)
+    device = plan.resolve_device(arguments.device)
+    candidates = plan.parse_candidates(arguments.backends, arguments.candidate, device)
+    plan.check_candidates(candidates, device)
+    interpreted = interprets(candidates, device)
     if arguments.labels:
         read_labels(arguments.labels)
     wanted = arguments.workloads if arguments.workloads is not None else ",".join(profile["workloads"])
@@ -169,7 +185,7 @@ def _plan(arguments: argparse.Namespace):
         operations=plan.parse_operations(arguments.ops),
         oracles=plan.parse_oracles(arguments.oracles, arguments.oracle),
         candidates=candidates,
-        device=plan.resolve_device(arguments.device),
+        device=device,
         dtypes=plan.names(arguments.dtypes, tuple(profile["dtypes"]), "--dtypes"),
         profile=arguments.profile,
         examples=profile["examples"] if arguments.examples is None else arguments.examples,
@@ -177,17 +193,23 @@ def _plan(arguments: argparse.Namespace):
         workloads=plan.names(wanted, tuple(WORKLOADS), "--workloads"),
         labels=arguments.labels and str(Path(arguments.labels).resolve()),
         parity=not arguments.no_parity,
-        bench=not arguments.no_bench,
+        bench=not arguments.no_bench and not interpreted,
         workers=arguments.workers or os.cpu_count() or 1,
         time_limit=arguments.time_limit,
         row_seconds=profile["row_seconds"],
         shrink_seconds=profile["shrink_seconds"] if arguments.shrink_seconds is None else arguments.shrink_seconds,
     )
+    if arguments.ops is None:
+        built = replace(built, operations=tuple(name for name in built.operations if built.candidates_of(name)))
     plan.check_pairs(built)
+    if interpreted:
+        sys.stderr.write("triton kernels run under the interpreter on the CPU: no timings are taken\n")
     return built
 
 
-def _print_summary(summary: dict, path: Path) -> None:
+def _print_summary(summary: dict, path: Path, candidates: dict[str, str]) -> None:
+    from reports.failures import replay_command
+
     out = sys.stdout.write
     rows = summary["operations"] + summary["measurements"]
     widths = {key: max([len(row[key]) for row in rows], default=0) for key in ("operation", "oracle", "candidate")}
@@ -212,7 +234,8 @@ def _print_summary(summary: dict, path: Path) -> None:
             out(f"fell: {bar['bar']}: {bar['value']:.4g}, bar {bar['limit']:g} ({bar['reason']})\n")
     for row in summary["failures"]:
         out(f"{row['verdict']} of {row['operation']} on {row['oracle']}, {row['candidate']}, {row['cases']} cases: ")
-        out(f"{row['detail'][:SHOWN_DETAIL]}\n  python -m harness replay {path / row['replay']}\n")
+        target = candidates.get(row["candidate"], "")
+        out(f"{row['detail'][:SHOWN_DETAIL]}\n  {replay_command(path, row['replay'], row['candidate'], target)}\n")
     out(f"{summary['sentence']}\nreport: {path / 'report.html'}\n")
     out(f"{summary['passed']} passed, {summary['failed']} failed\n")
 
@@ -239,16 +262,27 @@ def _show(arguments: argparse.Namespace) -> int:
     return HOLDS_ALL
 
 
+def _bundle(arguments: argparse.Namespace) -> int:
+    from harness import oracles
+    from harness.bundle import bundle
+
+    have = arguments.have
+    if len(have) == 1 and Path(have[0]).is_file():
+        have = [line.partition("==")[0] for line in Path(have[0]).read_text().split()]
+    names = [name for part in have for name in part.split(",") if name]
+    sys.stdout.write(bundle(arguments.out, arguments.python, names, oracles.pins()))
+    return HOLDS_ALL
+
+
 def _replay(arguments: argparse.Namespace) -> int:
     from harness import plan
     from harness.replay import replay
 
     oracles = plan.parse_oracles(arguments.oracles, [])
-    candidates = plan.parse_candidates(None, arguments.candidate)
-    plan.check_candidates(candidates)
-    text, code = replay(
-        arguments.file, oracles, candidates, plan.resolve_device(arguments.device), arguments.time_limit
-    )
+    device = plan.resolve_device(arguments.device)
+    candidates = plan.parse_candidates(arguments.backends, arguments.candidate, device)
+    plan.check_candidates(candidates, device)
+    text, code = replay(arguments.file, oracles, candidates, device, arguments.time_limit)
     sys.stdout.write(text)
     return code
 
@@ -267,7 +301,7 @@ def _gate(arguments: argparse.Namespace) -> int:
 
     folder, run = RunFolder.resume(arguments.folder)
     summary = summarise(folder, Plan.from_json(run["settings"]), interrupted=run["finished"] is None)
-    _print_summary(summary, folder.path)
+    _print_summary(summary, folder.path, folder.read_json("run.json")["settings"]["candidates"])
     return summary["exit_code"]
 
 

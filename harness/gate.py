@@ -8,11 +8,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.candidates import BUILT_IN
 from harness.operations import operation as declaration
 from harness.plan import Plan
 from harness.runfolder import RunFolder
 from harness.verdict import HOLDS
-from harness.worker import BUILT_IN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,7 +136,7 @@ def _tried_bars(verdicts: pd.DataFrame, plan: Plan) -> list[Bar]:
     if not plan.parity:
         return bars
     for operation, oracle in plan.pairs():
-        for candidate in plan.candidates:
+        for candidate in plan.candidates_of(operation):
             own = {"operation": operation, "oracle": oracle, "candidate": candidate}
             tried = int(verdicts[list(own)].eq(own).all(axis=1).sum()) if len(verdicts) else 0
             bars.append(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -207,6 +208,21 @@ def graph_replay_ns(call: Call, *, device: torch.device | str, replays: int) -> 
         return [timer(graph.replay) for _ in range(replays)]
 
 
+@cache
+def copy_rate(device: torch.device | str) -> float:
+    """Bytes read and written a second by a copy far larger than the caches: what a kernel bound by memory may reach.
+
+    The best of a few, in this process and on this device; raises ValueError naming `device` without a GPU.
+    """
+    device = _present(device, needed="cuda")
+    with torch.cuda.device(device):
+        source = torch.empty(_COPIED_BYTES, dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        timer = _timer(device)
+        best = min(timer(lambda: target.copy_(source)) for _ in range(_COPIES))
+    return 2 * _COPIED_BYTES / (best * 1e-9)
+
+
 def _present(device: torch.device | str, needed: str | None = None) -> torch.device:
     device = torch.device(device)
     if device.type not in ((needed,) if needed else ("cpu", "cuda")):
@@ -308,6 +324,7 @@ def _cuda_peak(call: Call, device: torch.device) -> PeakBytes:
     return PeakBytes(growth("allocated_bytes"), growth("requested_bytes"))
 
 
+_COPIED_BYTES, _COPIES = 1 << 30, 10
 _COUNTED_CALL = "harness.meter: counted call"
 _LAUNCHES = frozenset(
     {

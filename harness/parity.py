@@ -49,6 +49,11 @@ class Shard:
     _losses: Counter[str] = field(default_factory=Counter)
     _lost: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Whom the cases are judged for."""
+        return self.plan.candidates_of(self.operation)
+
     def run(self, worker: Worker) -> None:
         """Judge every case once and save a shrunk counterexample of each kind of failure."""
         self.worker = worker
@@ -103,7 +108,7 @@ class Shard:
         if case.digest in self._seen:
             return []
         self._seen.add(case.digest)
-        missing = [name for name in self.plan.candidates if (case.digest, name) not in self.done]
+        missing = [name for name in self.candidates if (case.digest, name) not in self.done]
         if missing:
             started = time.monotonic()
             rows = self._judge(case, tuple(missing))
@@ -115,7 +120,7 @@ class Shard:
             self.folder.append("verdicts", rows)
             self.done.update({(case.digest, row["candidate"]): row for row in rows})
         self.progress()
-        return [self.done[case.digest, name] for name in self.plan.candidates]
+        return [self.done[case.digest, name] for name in self.candidates]
 
     def _judge(self, case: Case, candidates: tuple[str, ...]) -> list[dict[str, Any]]:
         """Rows of verdicts; whoever takes the worker down gets the verdict, the rest are judged again."""

@@ -9,8 +9,9 @@ from typing import Any
 
 import reference
 from harness import oracles
+from harness.candidates import BUILT_IN, default_candidates, interprets, prepare_interpreter
 from harness.operations import NAMES, UnknownOperation, operation
-from harness.worker import BUILT_IN, plug_in
+from harness.worker import plug_in
 
 PROFILES = Path(__file__).with_name("profiles.toml")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -61,8 +62,13 @@ class Plan:
             (name, oracle)
             for name in self.operations
             for oracle in self.oracles
-            if oracles.package(oracle) in operation(name).upstreams
+            if oracles.package(oracle) in operation(name).upstreams and self.candidates_of(name)
         ]
+
+    def candidates_of(self, name: str) -> tuple[str, ...]:
+        """The candidates that an operation has: all that are plugged in, and the built-in ones it declares."""
+        declared = operation(name).candidates
+        return tuple(candidate for candidate, target in self.candidates.items() if target or candidate in declared)
 
 
 def profile(name: str) -> dict[str, Any]:
@@ -114,9 +120,9 @@ def parse_oracles(listed: str | None, added: list[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(spec) for spec in specs))
 
 
-def parse_candidates(backends: str | None, plugged: list[str]) -> dict[str, str]:
+def parse_candidates(backends: str | None, plugged: list[str], device: str) -> dict[str, str]:
     """Candidates by name: built-in backends, and `NAME=MODULE:ATTRIBUTE` of the user."""
-    chosen = names(backends, BUILT_IN, "--backends")
+    chosen = names(backends, BUILT_IN, "--backends") if backends is not None else default_candidates(device)
     if backends is None and plugged:
         chosen = ()
     found = dict.fromkeys(chosen, "")
@@ -130,8 +136,10 @@ def parse_candidates(backends: str | None, plugged: list[str]) -> dict[str, str]
     return found
 
 
-def check_candidates(candidates: dict[str, str]) -> None:
-    """Import every plugged-in candidate here once, so that a typing mistake is said at once."""
+def check_candidates(candidates: dict[str, str], device: str) -> None:
+    """Import every plugged-in candidate here once, so that a typing mistake is said at once; so is absent Triton."""
+    if interprets(candidates, device) and (reason := prepare_interpreter()):
+        raise RequestError(f"--backends triton: {reason}")
     for target in candidates.values():
         if target:
             try:
@@ -155,6 +163,8 @@ def check_pairs(plan: Plan) -> None:
     """Every operation asked for has an oracle asked for, and every oracle is present."""
     tried = {name for name, _ in plan.pairs()}
     for name in plan.operations:
+        if not plan.candidates_of(name):
+            raise RequestError(f"operation {name} has no candidate {', '.join(plan.candidates)}")
         if name not in tried:
             known = ", ".join(operation(name).upstreams)
             raise RequestError(f"operation {name} has no oracle among {', '.join(plan.oracles)}; it has {known}")

@@ -23,7 +23,7 @@ def replay(
 ) -> tuple[str, int]:
     """(text, exit code): 0 parity holds on every oracle, 1 it does not, 5 no oracle has the operation."""
     case = Case.load(file)
-    operation(case.operation)
+    declared = operation(case.operation).candidates
     lines = [
         f"{case.operation}, {case.dtype}, {case.origin}",
         f"tags: {', '.join(sorted(case.tags)) or 'none'}",
@@ -38,7 +38,9 @@ def replay(
             continue
         code = HOLDS_ALL if code == NOTHING_TRIED else code
         worker = Worker(WorkerSettings(oracle, candidates, 1, device), time_limit)
-        for candidate in candidates:
+        for candidate, target in candidates.items():
+            if not target and candidate not in declared:
+                continue
             try:
                 row = worker.request("judge", case.operation, case.to_bytes(), (candidate,))[0]
             except WorkerLost as lost:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import oracles
+from harness.bundle import commit
 from harness.gate import summarise
 from harness.parity import Interrupted, Shard
 from harness.plan import Plan
@@ -29,7 +30,7 @@ def provenance(plan: Plan, argv: list[str]) -> dict[str, Any]:
     """What `run.json` says of where, when and on what the run was made."""
     import torch
 
-    commit, dirty = _commit()
+    head, dirty = commit()
     return {
         "started": _now(),
         "finished": None,
@@ -45,7 +46,7 @@ def provenance(plan: Plan, argv: list[str]) -> dict[str, Any]:
         "cpu": os.cpu_count(),
         "python": platform.python_version(),
         "platform": platform.system(),
-        "commit": commit,
+        "commit": head,
         "dirty": dirty,
         "versions": package_versions(),
         "oracles": [oracles.describe(oracle) for oracle in dict.fromkeys(own for _, own in plan.pairs())],
@@ -153,16 +154,6 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _commit() -> tuple[str, bool]:
-    root = Path(__file__).parent.parent
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
-        status = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown", False
-    return commit.stdout.strip(), bool(status.stdout.strip())
 
 
 def _processor() -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from harness import accelerator
 from harness.disturbance import MOST
 from harness.operations import operation as declaration
 from harness.parity import options
@@ -45,7 +46,7 @@ def rows(plan: Plan) -> Iterator[Row]:
     """Every measurement of a plan, in order."""
     for operation, oracle in plan.pairs():
         for workload in workloads(plan, operation):
-            for candidate in plan.candidates:
+            for candidate in plan.candidates_of(operation):
                 for direction in directions(operation):
                     yield Row(operation, oracle, candidate, workload, direction)
 
@@ -138,4 +139,4 @@ def measure_all(
 def _nothing() -> dict[str, Any]:
     numbers = ("oracle_ns", "candidate_ns", "speedup", "speedup_low", "speedup_high")
     sizes = ("other_cores", "peak_bytes_oracle", "peak_bytes_candidate", "output_bytes", "minimum_bytes")
-    return {"pairs": 0, "verdict": "too-few-pairs", **dict.fromkeys(numbers + sizes)}
+    return {"pairs": 0, "verdict": "too-few-pairs", **dict.fromkeys((*numbers, *sizes, *accelerator.COLUMNS))}

@@ -18,8 +18,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-BUILT_IN = ("torch",)
-
 FORWARD, BOTH_WAYS = "forward", "forward+backward"
 """What a measurement times; the first without any graph, as in validation, the second as in a training step."""
 
@@ -177,7 +175,7 @@ class _Session:
     ) -> dict[str, Any]:
         """Samples and peaks of the oracle and one candidate on one workload, forward or forward and backward."""
         from cases.case import Case
-        from harness import disturbance
+        from harness import accelerator, disturbance
         from harness.directions import Step
         from harness.meter import measure, peak_bytes, tensor_bytes
         from harness.operation import AUTOCAST, DropIn
@@ -213,6 +211,8 @@ class _Session:
         peak_oracle = peak_bytes(theirs, device=self._device)
         self._stage(f"memory of candidate {candidate}")
         peak_candidate = peak_bytes(ours, device=self._device)
+        self._stage(f"launches of candidate {candidate}")
+        on_device = accelerator.describe(theirs, ours, self._device)
         outputs = ours.outputs()
         written = tensor_bytes([case.tensors[key] for key in gradients])
         return {
@@ -225,6 +225,7 @@ class _Session:
             "peak_bytes_candidate": peak_candidate.allocated,
             "output_bytes": tensor_bytes(outputs) + written,
             "minimum_bytes": operation.minimum_bytes(case, outputs) + written,
+            **on_device,
         }
 
 

@@ -38,10 +38,11 @@ class Failure:
 def failures(run: Run) -> list[Failure]:
     """Every failing case of a run, in the order of the run."""
     failing = run.failing
-    return [] if failing is None else [_failure(run.folder, row) for row in failing.to_dict("records")]
+    targets = run.provenance.get("settings", {}).get("candidates", {})
+    return [] if failing is None else [_failure(run.folder, row, targets) for row in failing.to_dict("records")]
 
 
-def _failure(folder: Path, row: Mapping[str, Any]) -> Failure:
+def _failure(folder: Path, row: Mapping[str, Any], targets: Mapping[str, str]) -> Failure:
     detail = text.clean(row["detail"])
     if len(detail) > LONGEST:
         detail = f"{detail[:LONGEST]}… ({len(detail) - LONGEST:,} characters more in verdicts.parquet)"
@@ -50,15 +51,23 @@ def _failure(folder: Path, row: Mapping[str, Any]) -> Failure:
         **{key: text.clean(row[key]) for key in same},
         error=None if text.absent(row["error"]) else float(row["error"]),
         detail=detail,
-        command=replay_command(folder, row["replay"]),
+        command=replay_command(folder, row["replay"], row["candidate"], targets.get(row["candidate"], "")),
     )
 
 
-def replay_command(folder: Path, replay: str) -> str:
-    """The shell command that replays a saved case, or "" where none was saved."""
+def replay_command(folder: Path, replay: str, candidate: str = "torch", target: str = "") -> str:
+    """The shell command that replays a saved case, or "" where none was saved.
+
+    `target` is "MODULE:ATTRIBUTE" of a candidate that was plugged in; of the built-in ones `torch` need not be named.
+    """
     if not replay:
         return ""
     # From where the command will be typed, most likely; and an artifact then tells nothing of its machine.
     path, here = folder.absolute() / replay, Path.cwd()
     path = path.relative_to(here) if path.is_relative_to(here) else path
-    return f"python -m harness replay {shlex.quote(text.clean(str(path)))}"
+    command = ["python", "-m", "harness", "replay", str(path)]
+    if target:
+        command += ["--candidate", f"{candidate}={target}"]
+    elif candidate != "torch":
+        command += ["--backends", candidate]
+    return shlex.join(map(text.clean, command))

@@ -54,6 +54,7 @@ def render(run: Run) -> str:
         speed=tables.speed(run),
         memory=tables.memory(run),
         movement=tables.movement(run),
+        launches=tables.launches(run),
         charts={name: Markup(svg) for name, svg in drawings.items() if svg},
         failures=found[:SHOWN],
         failing=len(found),

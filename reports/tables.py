@@ -324,6 +324,39 @@ def _movement_row(row: Mapping[str, Any]) -> dict[str, Cell]:
     }
 
 
+def launches(run: Run) -> Table:
+    """What a GPU was asked to do: kernels, waits of the host, graph replay, and its distance to a copy."""
+    columns = (
+        Column("workload", "Workload"),
+        Column("direction", "Direction"),
+        Column("launches_oracle", "Launches of upstream", "number"),
+        Column("launches_candidate", "Launches", "number"),
+        Column("waits_oracle", "Waits of upstream", "number", "times the host waited for the device in one call"),
+        Column("waits_candidate", "Waits", "number"),
+        Column("graph_ns", "Graph replay", "number", "median time of the call captured as a CUDA graph"),
+        Column("limit", "Times the limit", "number", "replay over the time a copy of the bytes that must move takes"),
+        Column("graph_note", "Note", "prose"),
+    )
+    frame = measured(run)
+    if frame is None or "launches_candidate" not in frame or frame["launches_candidate"].isna().all():
+        return Table("launches", "On the GPU", columns, ())
+    return Table("launches", "On the GPU", columns, tuple(_groups(run, _launches_row)))
+
+
+def _launches_row(row: Mapping[str, Any]) -> dict[str, Cell]:
+    replay, rate = row["graph_ns"], row["copy_rate"]
+    least = quotient(row["minimum_bytes"], rate)  # seconds
+    counts = ("launches_oracle", "launches_candidate", "waits_oracle", "waits_candidate")
+    return {
+        "workload": Cell(row["workload"]),
+        "direction": Cell(row["direction"]),
+        **{name: _number(text.count, row[name]) for name in counts},
+        "graph_ns": _number(text.duration, replay),
+        "limit": _number(text.ratio, None if least is None else quotient(replay, least * 1e9)),
+        "graph_note": Cell("" if text.absent(row["graph_note"]) else row["graph_note"]),
+    }
+
+
 def _groups(run: Run, cells: Callable[[Mapping[str, Any]], dict[str, Cell]]) -> Iterator[Group]:
     frame = measured(run)
     if frame is None:

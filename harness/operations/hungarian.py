@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cases.case import Case
 from cleanroom.assign.hungarian import HungarianMatcher, RTDETRHungarianMatcher, hungarian_match
+from harness.candidates import by_path
 from harness.operation import DropIn, Input, Operation, Output, Setting, Tensors, Upstream, release
 from harness.operations.hungarian_compare import compare, spans
 
@@ -37,21 +38,22 @@ def _bind(
     bbox_cost: float,
     giou_cost: float,
     non_finite: str | None = None,
+    path: str = "auto",
     **focal: Any,
 ) -> tuple[Callable[[], Any], Callable[[Any], Tensors]]:
     """The classes that drop in, called as upstream's are; former eras have only the function beneath them."""
     if non_finite:
         weights = {"class_cost": class_cost, "bbox_cost": bbox_cost, "giou_cost": giou_cost}
-        settings = {"variant": variant, "non_finite": non_finite, **weights, **focal}
+        settings = {"variant": variant, "non_finite": non_finite, "path": path, **weights, **focal}
         return lambda: hungarian_match(logits, pred_boxes, labels, boxes, sizes, **settings), lambda m: m._asdict()
     if variant == "detr":
         images = zip(labels.split(sizes), boxes.split(sizes), strict=True)
         targets = [{"class_labels": some, "boxes": others} for some, others in images]
         outputs = {"logits": logits, "pred_boxes": pred_boxes}
-        matcher = HungarianMatcher(class_cost, bbox_cost, giou_cost)
+        matcher = HungarianMatcher(class_cost, bbox_cost, giou_cost, path=path)
         return lambda: matcher(outputs, targets), _joined
     gain = {"class": class_cost, "bbox": bbox_cost, "giou": giou_cost}
-    matcher = RTDETRHungarianMatcher(gain, **focal)
+    matcher = RTDETRHungarianMatcher(gain, path=path, **focal)
     return lambda: matcher(pred_boxes, logits, boxes, labels, sizes), _joined
 
 
@@ -125,7 +127,7 @@ OPERATION = Operation(
         "transformers": _upstream("transformers", "detr"),
         "ultralytics": _upstream("ultralytics", "rtdetr"),
     },
-    candidates={"torch": DropIn(_bind)},
+    candidates=by_path(DropIn(_bind), on_device="scipy"),
     predictions=("logits", "pred_boxes"),
     compare=compare,
     invariants=invariants,

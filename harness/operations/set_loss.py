@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from cleanroom.losses.set_prediction import set_loss
+from harness.candidates import by_path
 from harness.operation import Input, Operation, Output, Setting, Settings, Tensors, Upstream
 from harness.total import Part, comparing
 
@@ -60,7 +61,7 @@ OPERATION = Operation(
         Output("targets", "(P,)", "int64", "their ground truths, counted within the image", decision=True),
     ),
     upstreams={"transformers": Upstream()},
-    candidates={"torch": _torch},
+    candidates=by_path(_torch),
     predictions=("logits", "pred_boxes", "aux_logits", "aux_boxes", "pred_masks"),
     gradients=("logits", "pred_boxes", "aux_logits", "aux_boxes", "pred_masks"),
     moved=("logits", "pred_boxes", "aux_logits", "aux_boxes", "pred_masks", "boxes"),

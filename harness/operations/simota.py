@@ -8,6 +8,7 @@ import torch
 
 from cases.case import Case
 from cleanroom.assign.simota import simota_assign
+from harness.candidates import by_path
 from harness.equality import FLOOR_ULPS, ulp
 from harness.operation import Input, Operation, Output, Setting, Tensors, Upstream
 from harness.operations.simota_compare import compare
@@ -85,7 +86,7 @@ OPERATION = Operation(
         Output("num_fg", "(B,)", "int64", "number of foreground anchors", decision=True),
     ),
     upstreams={"yolox": Upstream(era=_era)},
-    candidates={"torch": _torch},
+    candidates=by_path(_torch),
     predictions=("pred_boxes", "cls_logits", "obj_logits"),
     compare=compare,
     invariants=invariants,

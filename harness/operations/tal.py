@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cases.case import Case
 from cleanroom.assign.tal import TaskAlignedAssigner
+from harness.candidates import by_path
 from harness.operation import DropIn, Input, Operation, Output, Setting, Tensors, Upstream, release
 from harness.operations.tal_compare import compare
 
@@ -117,7 +118,7 @@ OPERATION = Operation(
         Output("target_gt_idx", "(B, A)", "int64", "ground-truth row, 0 for background", decision=True),
     ),
     upstreams={"ultralytics": Upstream(options=_options, era=_era)},
-    candidates={"torch": DropIn(_bind)},
+    candidates=by_path(DropIn(_bind)),
     predictions=("pd_scores", "pd_bboxes"),
     compare=compare,
     invariants=invariants,

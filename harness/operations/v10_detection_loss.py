@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cases.case import Case
 from cleanroom.losses.v10_detection import E2EDetectLoss, E2ELoss, EndToEndLoss, v10DetectLoss
+from harness.candidates import by_path
 from harness.operation import DropIn, Input, Operation, Output, Setting, Tensors, Upstream, release
 from harness.operations import tal_answer
 from harness.operations import v8_detection_loss as v8
@@ -96,7 +97,7 @@ OPERATION = Operation(
         Output("target_gt_idx", "(2, B, A)", "int64", "its ground truth in the image, else 0", decision=True),
     ),
     upstreams={"ultralytics": Upstream(options=_options, era=tal_answer.era)},
-    candidates={"torch": DropIn(_bind)},
+    candidates=by_path(DropIn(_bind)),
     predictions=("o2m_boxes", "o2m_scores", "o2o_boxes", "o2o_scores"),
     gradients=("o2m_boxes", "o2m_scores", "o2o_boxes", "o2o_scores"),
     moved=("o2m_boxes", "o2m_scores", "o2o_boxes", "o2o_scores", "bboxes"),

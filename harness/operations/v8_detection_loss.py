@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cases.case import Case
 from cleanroom.losses.v8_detection import DetectionLoss, v8DetectionLoss
+from harness.candidates import by_path
 from harness.operation import DropIn, Input, Operation, Output, Setting, Tensors, Upstream
 from harness.operations import tal_answer
 from harness.total import Part, comparing
@@ -124,7 +125,7 @@ OPERATION = Operation(
         Output("target_gt_idx", "(B, A)", "int64", "its ground truth in the image, else 0", decision=True),
     ),
     upstreams={"ultralytics": Upstream(options=tal_answer.options, era=tal_answer.era)},
-    candidates={"torch": DropIn(bind)},
+    candidates=by_path(DropIn(bind)),
     predictions=("boxes", "scores"),
     gradients=("boxes", "scores"),
     moved=("boxes", "scores", "bboxes"),

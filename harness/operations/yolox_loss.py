@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cases.case import Case
 from cleanroom.losses.yolox import yolox_loss
+from harness.candidates import by_path
 from harness.operation import Input, Operation, Output, Setting, Tensors, Upstream
 from harness.operations.simota import _era
 from harness.operations.yolox_decode import MAPS, levels, naming_levels
@@ -96,7 +97,7 @@ OPERATION = Operation(
         Output("matched_gt", "(B, N)", "int64", "ground-truth row, -1 for background", decision=True),
     ),
     upstreams={"yolox": Upstream(era=_era)},
-    candidates={"torch": _torch},
+    candidates=by_path(_torch),
     predictions=tuple(raw.name for raw in MAPS),
     gradients=tuple(raw.name for raw in MAPS),
     moved=("labels", *(raw.name for raw in MAPS)),

@@ -61,6 +61,25 @@ def test_speed_and_memory_tables_are_the_frame(run_folder: Path, page) -> None:
                 assert float(row[heading][1]) == expected[column], (table, heading)
 
 
+def test_a_gpu_run_says_what_was_launched_and_how_far_it_is_from_a_copy(run_folder: Path, parse: Callable) -> None:
+    def tables():
+        return parse(reports.write(run_folder).read_text(encoding="utf-8")).tables
+
+    file = run_folder / "measurements.parquet"
+    frame = pd.read_parquet(file)
+    assert "launches" not in tables()
+    frame["launches_oracle"], frame["launches_candidate"] = 900, 4
+    frame["waits_oracle"], frame["waits_candidate"] = 16, 0
+    frame["graph_ns"], frame["copy_rate"], frame["graph_note"] = 30_000.0, 4e12, None
+    frame["minimum_bytes"] = 40_000_000
+    frame.to_parquet(file)
+    row = tables()["launches"][0]
+    assert [row[name][1] for name in ("Launches of upstream", "Launches", "Waits of upstream", "Waits")] == [
+        "900", "4", "16", "0",
+    ]  # fmt: skip
+    assert float(row["Times the limit"][1]) == pytest.approx(3.0)  # 40 MB at 4 TB/s take 10 us
+
+
 def test_printed_numbers_and_sentences(page) -> None:
     speed = {(row["Workload"][0], row["Verdict"][0][1:]): row for row in page.tables["speed"]}
     few = speed["crowd-b16", "too-few-pairs"]

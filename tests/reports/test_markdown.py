@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,10 +41,12 @@ def test_names_stay_text(run_folder: Path) -> None:
     assert not re.search(r"<|(?<!\\)`|\x07", prose)
 
 
-def test_commands_can_be_pasted(run_folder: Path) -> None:
+def test_commands_can_be_pasted(run_folder: Path, hostile_name: str) -> None:
     (code,) = re.findall(r"(?s)^```sh\n(.*?)^```$", _written(run_folder), flags=re.MULTILINE)
-    assert [line.rpartition("-")[0].rpartition("/")[2] for line in code.splitlines()] == ["hungarian"] * 2
-    assert all(line.startswith("python -m harness replay '") for line in code.splitlines())
+    commands = [shlex.split(line) for line in code.splitlines()]
+    assert [command[:4] for command in commands] == [["python", "-m", "harness", "replay"]] * 2
+    assert all(re.search(r"/hungarian-\w{16}\|\$\(x\)\.safetensors$", command[4]) for command in commands)
+    assert [command[5:] for command in commands] == [["--backends", hostile_name]] * 2
 
 
 def test_code_cannot_leave_its_fence() -> None:
