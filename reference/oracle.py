@@ -9,6 +9,7 @@ import ast
 import importlib
 import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -140,6 +141,8 @@ def load(spec: OracleSpec, cache: Path | None = None) -> Oracle:
         stand_in_for_torchvision(package.torchvision)
         stand_in_for_absent(package.unused)
         install_shells(oracle.root, oracle.version, package.shells)
+        if not package.shells:  # small enough to be imported as it is
+            sys.path.insert(0, str(oracle.root))
         _loaded[spec] = oracle
     if spec not in _loaded:
         raise OracleError(f"{spec}: this process already holds {', '.join(map(str, _loaded))}")

@@ -12,7 +12,8 @@ from reference.torchvision_stub import Torchvision
 
 @dataclass(frozen=True)
 class Package:
-    """`shells`: packages whose `__init__` isn't run, with the submodules whose names each exposes.
+    """`shells`: packages whose `__init__` isn't run, with the submodules whose names each exposes; with none
+    the package is imported as it is.
 
     `operations`: operation -> module with `bind(tensors, settings)` and `quantities(tensors, settings)`.
     `unused`: modules that it imports and no adapter's call reaches (`reference/absent.py`).
@@ -55,6 +56,12 @@ PACKAGES = {
             *("hungarian", "generalized_box_iou"),
             *("set_class_loss", "cardinality_error", "set_box_loss", "set_mask_loss", "set_loss"),
         ),
+        torchvision=Torchvision.OPTIONAL,
+    ),
+    # No detector, but the solver that others reach for: SciPy on the CPU, Triton on CUDA.
+    "torch_linear_assignment": Package(
+        shells={},
+        operations=_modules("torch_linear_assignment", "linear_sum_assignment"),
         torchvision=Torchvision.OPTIONAL,
     ),
 }

@@ -97,7 +97,9 @@ def test_a_killed_run_resumed_says_what_an_unkilled_one_says(small, tmp_path):
 @pytest.mark.oracle
 def test_an_interrupted_run_is_readable_and_resumable(tmp_path):
     folder = tmp_path / "interrupted"
-    process = harness("run", "--out", str(folder), *SMALL, "--no-bench", stderr=subprocess.DEVNULL)
+    # Many cases: on a busy machine a few would all be judged before the signal comes.
+    options = (*SMALL, "--examples", "400", "--no-bench")
+    process = harness("run", "--out", str(folder), *options, stderr=subprocess.DEVNULL)
     journal = folder / "journal" / "verdicts.jsonl"
     while process.poll() is None and not (journal.exists() and journal.read_text().count("\n") > 5):
         time.sleep(0.01)
