@@ -52,6 +52,13 @@ WORKLOADS = {
             "16 images of 1 to 28 boxes, 7 on average: ordinary training",
         ),
         Workload(
+            "coco-b64",
+            _COCO_COUNTS * 4,
+            (12, 400),
+            6,
+            "64 images of 1 to 28 boxes: a batch that fills a GPU",
+        ),
+        Workload(
             "crowd-b16",
             (100,) * 16,
             (8, 160),

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.gate import HOLDS_ALL, INTERRUPTED, WRONG_REQUEST
+from harness.gate import FELL, HOLDS_ALL, INTERRUPTED, WRONG_REQUEST
 
 SHOWN_DETAIL = 400
 """Characters of a failure's detail in the terminal; the report has all of it."""
@@ -58,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     _run_options(command("run", _run, "draw cases, compare candidates with upstream, measure, report, gate"))
     command("list", _list, "operations, oracles, workloads and profiles")
     command("show", _show, "inputs, settings, outputs and calling convention of an operation").add_argument("op")
+    look = command("audit", _audit, "compare cleanroom/ with upstream's sources by runs of equal tokens")
+    look.add_argument("--shown", type=_count, default=20, metavar="N", help="runs that are listed (default 20)")
     pack = command("bundle", _bundle, "pack what a run needs into one archive, for a host without network")
     pack.add_argument("--out", type=Path, default=Path("cleanroom-bundle.tar.gz"), metavar="FILE")
     pack.add_argument("--python", default="3.12", metavar="VERSION", help="of the host (default 3.12)")
@@ -260,6 +262,15 @@ def _show(arguments: argparse.Namespace) -> int:
 
     sys.stdout.write(show(operation(arguments.op)))
     return HOLDS_ALL
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from harness import oracles
+    from harness.audit import audit
+
+    text, clean = audit(oracles.pins(), arguments.shown)
+    sys.stdout.write(text)
+    return HOLDS_ALL if clean else FELL
 
 
 def _bundle(arguments: argparse.Namespace) -> int:

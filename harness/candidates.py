@@ -17,7 +17,7 @@ INTERPRETER = "TRITON_INTERPRET"
 
 @dataclass(frozen=True)
 class _OnPath:
-    """`call` with the keyword `path` chosen by where the tensors are."""
+    """`call` with the keyword `path` chosen by where the tensors are, unless it is given."""
 
     call: Callable[..., Any]
     on_cpu: str
@@ -26,7 +26,7 @@ class _OnPath:
     def __call__(self, **given: Any) -> Any:
         tensors = [value for value in given.values() if isinstance(value, Tensor)]
         path = self.on_cpu if all(tensor.device.type == "cpu" for tensor in tensors) else self.on_device
-        return self.call(**given, path=path)
+        return self.call(**{"path": path, **given})
 
 
 def by_path(implementation: Implementation, *, on_device: str = "static") -> Mapping[str, Implementation]:

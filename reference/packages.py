@@ -66,6 +66,14 @@ PACKAGES = {
     ),
 }
 
+#: Folders of a release that hold what `cleanroom` has a counterpart of, or could have been written after.
+AUDITED = {
+    "ultralytics": ("ultralytics/utils", "ultralytics/models/utils", "ultralytics/nn", "ultralytics/yolo"),
+    "yolox": ("yolox",),
+    "transformers": ("transformers/loss", "transformers/models/detr", "transformers/models/yolos"),
+    "torch_linear_assignment": ("torch_linear_assignment",),
+}
+
 #: The first releases of ultralytics kept everything beneath `ultralytics.yolo`.
 _ULTRALYTICS_YOLO = replace(
     PACKAGES["ultralytics"],

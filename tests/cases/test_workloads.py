@@ -14,6 +14,7 @@ SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "coco_val2014_sample" /
 COUNTS = {
     "coco-b1": lambda counts: len(counts) == 1 and sum(counts) == 7,
     "coco-b16": lambda counts: len(counts) == 16 and 6 <= sum(counts) / 16 <= 8 and max(counts) <= 60,
+    "coco-b64": lambda counts: len(counts) == 64 and 6 <= sum(counts) / 64 <= 8 and max(counts) <= 60,
     "crowd-b16": lambda counts: counts == [100] * 16,
     "dense-b4": lambda counts: counts == [1000, 5, 5, 5],
     "detr-b16": lambda counts: len(counts) == 16 and max(counts) == 100 and min(counts) >= 1,
