@@ -15,6 +15,8 @@ from cases.labels import LabelImage, LabelSet
 CLASSES = 80
 #: Workloads show a detector on its way: some anchors are right, some are not.
 STAGE = "mid"
+#: Added to a workload's seed for other values of the same shapes.
+FRESH = 1000
 
 
 @dataclass(frozen=True)
@@ -97,14 +99,17 @@ def workload_images(workload: Workload) -> tuple[LabelImage, ...]:
     return tuple(images)
 
 
-def workload_case(name: str, operation: str, dtype: str = "float32", **options: Any) -> Case:
+def workload_case(name: str, operation: str, dtype: str = "float32", *, fresh: bool = False, **options: Any) -> Case:
     """The case of workload `name` for `operation`; `options` are those of the operation's `from_labels`.
 
+    `fresh`: as many boxes an image, elsewhere and predicted otherwise: no candidate has seen them while it was timed.
     Raises ValueError for an unknown workload.
     """
     if name not in WORKLOADS:
         raise ValueError(f"name: no workload {name!r}; there are {', '.join(WORKLOADS)}")
     workload = WORKLOADS[name]
+    if fresh:
+        workload = replace(workload, seed=workload.seed + FRESH)
     return _case(workload_images(workload), name, operation, workload.seed, dtype, options)
 
 

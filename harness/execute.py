@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.operation import Tensors, gradient_name
+from harness.watch import Surroundings, same
 
 
 @dataclass(frozen=True)
@@ -59,17 +60,17 @@ def execute(
     `autocast` names the dtype under whose autocast the call, not the backward pass, runs.
 
     Side effects found, if `track`: inputs changed, outputs that share memory with an input, outputs that carry
-    gradient though no input is meant to, and a changed global random state.
+    gradient though no input is meant to, changed global random states, and threads left running.
     """
     given = {name: value.clone() for name, value in tensors.items()}
     tracked = gradients if gradients or not track else tuple(n for n, v in given.items() if v.is_floating_point())
     for name in tracked:
         given[name].requires_grad_()
-    state = torch.get_rng_state()
+    before = Surroundings.now()
     try:
         with autocasting(given, autocast):
             outputs = dict(call(given))
-        effects = _effects(tensors, given, outputs, state, bool(gradients)) if track else ()
+        effects = _effects(tensors, given, outputs, before, bool(gradients)) if track else ()
         found = differentiate(outputs, {name: given[name] for name in gradients})
     except Exception as error:  # whatever an implementation raises is its result; the judge decides on it
         return Result(error=Failure(type(error).__name__, str(error)))
@@ -104,9 +105,9 @@ def autocasting(tensors: Tensors, dtype: str | None) -> AbstractContextManager:
 
 
 def _effects(
-    before: Tensors, given: Tensors, outputs: Mapping[str, Any], state: Tensor, differentiable: bool
+    tensors: Tensors, given: Tensors, outputs: Mapping[str, Any], before: Surroundings, differentiable: bool
 ) -> tuple[str, ...]:
-    effects = [f"input {name} was changed" for name in before if not _same(before[name], given[name].detach())]
+    effects = [f"input {name} was changed" for name in tensors if not same(tensors[name], given[name].detach())]
     memory = {value.untyped_storage().data_ptr(): name for name, value in given.items() if value.numel()}
     for name, value in outputs.items():
         if not isinstance(value, Tensor):
@@ -115,15 +116,4 @@ def _effects(
             effects.append(f"output {name} shares memory with input {memory[value.untyped_storage().data_ptr()]}")
         if value.requires_grad and not differentiable:
             effects.append(f"output {name} carries gradient")
-    if not torch.equal(state, torch.get_rng_state()):
-        effects.append("the global random state was changed")
-    return tuple(effects)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Bitwise equality, NaN included."""
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(_bits(a), _bits(b))
-
-
-def _bits(value: Tensor) -> Tensor:
-    return value.contiguous().view(torch.uint8) if value.numel() and value.dim() else value.reshape(-1)
+    return (*effects, *before.changes())

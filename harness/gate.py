@@ -161,6 +161,10 @@ def _measured_bars(measurements: pd.DataFrame) -> list[Bar]:
             bars.append(Bar(f"measurement of {where}", 1, 0, False, row["note"]))
             continue
         if row["candidate"] not in BUILT_IN:
+            told = row.get("dishonest") or "its timed call answers as the judged one does"
+            bars.append(
+                Bar(f"honesty of {where}", 0, float(bool(row.get("dishonest"))), not row.get("dishonest"), told)
+            )
             continue
         for bar in table["speed"]:
             if _applies(bar, row) and row["verdict"] in DECIDABLE:

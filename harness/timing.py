@@ -63,25 +63,27 @@ def workloads(plan: Plan, operation: str) -> tuple[str, ...]:
     return chosen + ((LABELS_WORKLOAD,) if plan.labels else ())
 
 
-def build_case(plan: Plan, row: Row) -> Case:
-    """The fixed case of a workload, float32."""
+def build_case(plan: Plan, row: Row, *, fresh: bool = False) -> Case | None:
+    """The fixed case of a workload, float32; `fresh`: with other values, which real labels do not have."""
     from cases.labels import read_labels
     from cases.workloads import labels_case, workload_case
 
     allowed = options(row.operation, row.oracle)
     if row.workload == LABELS_WORKLOAD:
-        return labels_case(read_labels(plan.labels), row.operation, "float32", **allowed)
-    return workload_case(row.workload, row.operation, "float32", **allowed)
+        return None if fresh else labels_case(read_labels(plan.labels), row.operation, "float32", **allowed)
+    return workload_case(row.workload, row.operation, "float32", fresh=fresh, **allowed)
 
 
 def take(plan: Plan, row: Row, folder: RunFolder, worker: Worker, threads: int) -> None:
     """Measure one row and append its samples and its line; a lost worker is a line too, with the reason."""
     identity = {**vars(row), "device": plan.device}
     limits = {"budget_seconds": plan.row_seconds, "max_pairs": MAX_PAIRS, "seed": plan.seed}
-    stored = build_case(plan, row).to_bytes()
+    case, other = build_case(plan, row), build_case(plan, row, fresh=True) if plan.candidates[row.candidate] else None
+    same_shapes = other is not None and other.settings == case.settings
+    stored, fresh = case.to_bytes(), other.to_bytes() if same_shapes else None
     try:
         answer = worker.request(
-            "measure", row.operation, stored, row.candidate, row.direction, limits, time_limit=ROW_LIMIT
+            "measure", row.operation, stored, row.candidate, row.direction, limits, fresh, time_limit=ROW_LIMIT
         )
     except (WorkerLost, WorkerFailed) as lost:
         # One candidate that raises or crashes must not cost the other rows; the gate falls on a row without pairs.
@@ -139,4 +141,9 @@ def measure_all(
 def _nothing() -> dict[str, Any]:
     numbers = ("oracle_ns", "candidate_ns", "speedup", "speedup_low", "speedup_high")
     sizes = ("other_cores", "peak_bytes_oracle", "peak_bytes_candidate", "output_bytes", "minimum_bytes")
-    return {"pairs": 0, "verdict": "too-few-pairs", **dict.fromkeys((*numbers, *sizes, *accelerator.COLUMNS))}
+    return {
+        "pairs": 0,
+        "verdict": "too-few-pairs",
+        "dishonest": "",
+        **dict.fromkeys((*numbers, *sizes, *accelerator.COLUMNS)),
+    }

@@ -11,6 +11,7 @@ import importlib
 import os
 import signal
 import sys
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -66,12 +67,14 @@ class _Session:
         import torch
 
         import reference
+        from harness.watch import Watch
 
         torch.set_num_threads(settings.threads)
         self._connection = connection
         self._settings = settings
         self._device = settings.device
         self._oracle = reference.load(reference.OracleSpec.parse(settings.oracle))
+        self._watches: defaultdict[tuple[str, str], Watch] = defaultdict(Watch)
         self._plugged = {name: plug_in(target) for name, target in settings.candidates.items() if target}
 
     @property
@@ -130,11 +133,8 @@ class _Session:
             assigner=assigner,
             era=lambda name: self._era(declaration(name)),
         )
-        self._stage("oracle")
-        oracle = upstream(case.tensors, autocast=autocast)
-        truth = upstream(in_float64(case.tensors))
-        era = self._era(operation)
-        rows = []
+        era, results = self._era(operation), {}
+        # Candidates first: when they run, upstream's answer does not lie about in the process.
         for candidate in candidates:
             implementation = self._candidate(operation, candidate)
             self._stage(f"candidate {candidate}")
@@ -145,8 +145,14 @@ class _Session:
                 gradients=gradients,
                 autocast=autocast,
             )
+            results[candidate] = self._watches[operation.name, candidate].hold(ours)
+        self._stage("oracle")
+        oracle = upstream(case.tensors, autocast=autocast)
+        truth = upstream(in_float64(case.tensors))
+        rows = []
+        for candidate, held in results.items():
             self._stage(f"compare {candidate}")
-            finding, divergence = judge(operation, case, oracle, truth, ours, ask, release)
+            finding, divergence = judge(operation, case, oracle, truth, held.settled(), ask, release)
             rows.append(
                 {
                     "candidate": candidate,
@@ -171,9 +177,19 @@ class _Session:
         return self._oracle.bind(name, tensors, settings, assignment)
 
     def measure(
-        self, name: str, stored: bytes, candidate: str, direction: str, limits: dict[str, Any]
+        self,
+        name: str,
+        stored: bytes,
+        candidate: str,
+        direction: str,
+        limits: dict[str, Any],
+        other: bytes | None = None,
     ) -> dict[str, Any]:
-        """Samples and peaks of the oracle and one candidate on one workload, forward or forward and backward."""
+        """Samples and peaks of the oracle and one candidate on one workload, forward or forward and backward.
+
+        `other` is a case of the same shapes with other values: a candidate that is plugged in must answer on it as
+        upstream does, and its timed call, when these values are put where the workload's were, as its untimed one.
+        """
         from cases.case import Case
         from harness import accelerator, disturbance
         from harness.directions import Step
@@ -186,9 +202,12 @@ class _Session:
         settings = {key: value for key, value in case.settings.items() if key != AUTOCAST}
         gradients = operation.carries_gradient(case.tensors) if direction == BOTH_WAYS else ()
 
+        inputs = []
+
         def prepared(bind):
             # Each side has its own copies: upstream changes some of its arguments in place.
             tensors = {key: value.clone() for key, value in case.tensors.items()}
+            inputs.append(tensors)
             leaves = [tensors[key].requires_grad_() for key in gradients]
             return Step(*bind(tensors), leaves, track=direction == BOTH_WAYS or not operation.gradients)
 
@@ -214,6 +233,10 @@ class _Session:
         self._stage(f"launches of candidate {candidate}")
         on_device = accelerator.describe(theirs, ours, self._device)
         outputs = ours.outputs()
+        dishonest = ""
+        if other is not None and candidate in self._plugged:
+            self._stage(f"honesty of candidate {candidate}")
+            dishonest = self._dishonest(name, other, candidate, ours, inputs[1], gradients)
         written = tensor_bytes([case.tensors[key] for key in gradients])
         return {
             "samples": [asdict(sample) for sample in measured.samples],
@@ -225,8 +248,35 @@ class _Session:
             "peak_bytes_candidate": peak_candidate.allocated,
             "output_bytes": tensor_bytes(outputs) + written,
             "minimum_bytes": operation.minimum_bytes(case, outputs) + written,
+            "dishonest": dishonest,
             **on_device,
         }
+
+    def _dishonest(self, name, stored, candidate, step, inputs, gradients) -> str:
+        """Why the timed call of a candidate cannot be believed, or nothing."""
+        from cases.case import Case
+        from harness.execute import execute
+        from harness.operation import AUTOCAST, gradient_name
+        from harness.operations import operation as declaration
+        from harness.verdict import HOLDS
+        from harness.watch import disagreement
+
+        [row] = self.judge(name, stored, (candidate,))
+        if row["verdict"] not in HOLDS:
+            return f"other values of the workload's shapes: {row['verdict']}, {row['detail'][:200]}"
+        case = Case.from_bytes(stored).to(self._device)
+        if {key: value.shape for key, value in case.tensors.items()} != {k: v.shape for k, v in inputs.items()}:
+            return ""
+        settings = {key: value for key, value in case.settings.items() if key != AUTOCAST}
+        given, call = {**settings, **self._era(declaration(name))}, self._plugged[candidate]
+        judged = execute(lambda t: as_outputs(call(**t, **given)), case.tensors, track=False, gradients=gradients)
+        for key, value in inputs.items():
+            value.data.copy_(case.tensors[key])
+        timed = dict(step.outputs())
+        if gradients:
+            found = zip(gradients, step(), strict=True)
+            timed |= {gradient_name(key): value for key, value in found if value is not None}
+        return disagreement(timed, judged.outputs)
 
 
 def plug_in(target: str) -> Any:

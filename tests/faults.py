@@ -149,3 +149,29 @@ def hungarian_no_giou(*, giou_cost, **given):
 def hungarian_index_shifted(**given):
     outputs = dict(right("hungarian")(**given))
     return {**outputs, "queries": outputs["queries"] + 1}
+
+
+def linear_sum_assignment(**given):
+    return right("linear_sum_assignment")(**given)
+
+
+def linear_sum_assignment_greedy(*, cost, sizes):
+    """Each row, in order, takes the cheapest column that is left."""
+    found = torch.full(cost.shape[:2], -1)
+    for problem, (rows, columns) in enumerate(sizes):
+        block = cost[problem, :rows, :columns].clone()
+        for row in range(min(rows, columns)):
+            found[problem, row] = block[row].argmin()
+            block[:, found[problem, row]] = torch.inf
+    return {"columns": found}
+
+
+def linear_sum_assignment_padding(*, cost, sizes):
+    """Padding is read: the problem of another size gets the columns of the whole."""
+    return right("linear_sum_assignment")(cost=cost.nan_to_num(), sizes=[list(cost.shape[1:]) for _ in sizes])
+
+
+def linear_sum_assignment_column_twice(**given):
+    found = linear_sum_assignment(**given)["columns"].clone()
+    found[:, 1:2] = found[:, :1]
+    return {"columns": found}

@@ -11,6 +11,7 @@ NAMES = (
     "tal",
     "simota",
     "hungarian",
+    "linear_sum_assignment",
     "v8_detection_loss",
     "v10_detection_loss",
     "rtdetr_loss",

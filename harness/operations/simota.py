@@ -91,7 +91,7 @@ OPERATION = Operation(
     compare=compare,
     invariants=invariants,
     minimum_bytes=minimum_bytes,
-    workloads=("coco-b1", "coco-b16", "crowd-b16", "dense-b4"),
+    workloads=("coco-b1", "coco-b16", "coco-b64", "crowd-b16", "dense-b4"),
     # About twice what drawn cases show: exact ties (equal predictions, identical boxes), penalised ones, half rounding.
     tie_cap={"float64": 0.3, "float32": 0.3, "bfloat16": 0.4, "float16": 0.6},
 )

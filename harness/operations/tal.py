@@ -123,7 +123,7 @@ OPERATION = Operation(
     compare=compare,
     invariants=invariants,
     minimum_bytes=minimum_bytes,
-    workloads=("coco-b1", "coco-b16", "crowd-b16", "dense-b4"),
+    workloads=("coco-b1", "coco-b16", "coco-b64", "crowd-b16", "dense-b4"),
     # Mostly rows with fewer than k positive metrics, filled up with tied zeros: the strategies draw them on purpose.
     tie_cap={"float64": 0.45, "float32": 0.45, "bfloat16": 0.6, "float16": 0.6},
 )

@@ -105,6 +105,6 @@ OPERATION = Operation(
     compare=comparing(Part("tal", ("fg_mask", "target_gt_idx"), _answer)),
     invariants=invariants,
     minimum_bytes=minimum_bytes,
-    workloads=("coco-b1", "coco-b16"),
+    workloads=("coco-b1", "coco-b16", "coco-b64"),
     tie_cap={"float64": 0.35, "float32": 0.4, "bfloat16": 0.5, "float16": 0.5},
 )

@@ -133,6 +133,6 @@ OPERATION = Operation(
     compare=comparing(Part("tal", ("fg_mask", "target_gt_idx"), _answer)),
     invariants=decided_well,
     minimum_bytes=minimum_bytes,
-    workloads=("coco-b1", "coco-b16", "crowd-b16", "dense-b4"),
+    workloads=("coco-b1", "coco-b16", "coco-b64", "crowd-b16", "dense-b4"),
     tie_cap={"float64": 0.2, "float32": 0.2, "bfloat16": 0.4, "float16": 0.4},
 )

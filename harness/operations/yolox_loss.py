@@ -104,7 +104,7 @@ OPERATION = Operation(
     compare=comparing(Part("simota", ("fg_mask", "matched_gt"), _answer)),
     invariants=invariants,
     minimum_bytes=minimum_bytes,
-    workloads=("coco-b1", "coco-b16", "crowd-b16"),
+    workloads=("coco-b1", "coco-b16", "coco-b64", "crowd-b16"),
     # Drawn cases show 0.19, 0.25, 0.36 and 0.37: the ties of SimOTA, which half decoding multiplies.
     tie_cap={"float32": 0.35, "float64": 0.45, "bfloat16": 0.6, "float16": 0.6},
 )

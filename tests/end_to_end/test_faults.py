@@ -29,6 +29,12 @@ SIMOTA = (
     "simota_no_penalty",
     "simota_conflict_by_overlap",
 )
+ASSIGNMENT = (
+    "linear_sum_assignment",
+    "linear_sum_assignment_greedy",
+    "linear_sum_assignment_padding",
+    "linear_sum_assignment_column_twice",
+)
 HUNGARIAN = ("hungarian", "hungarian_no_giou", "hungarian_index_shifted")
 
 
@@ -36,6 +42,7 @@ RUNS = {
     "tal": ("--oracles", "ultralytics==8.4.190", "--examples", "40", *plug(*TAL)),
     "simota": ("--examples", "40", *plug(*SIMOTA)),
     "hungarian": ("--oracles", "transformers==5.23.0", "--examples", "40", *plug(*HUNGARIAN)),
+    "linear_sum_assignment": ("--examples", "40", *plug(*ASSIGNMENT)),
 }
 
 
@@ -45,10 +52,16 @@ def runs(harness_run):
     return functools.cache(lambda operation: harness_run("--ops", operation, *RUNS[operation], *QUICK))
 
 
+def operation_of(candidate):
+    return next(name for name in RUNS if candidate.startswith(name))
+
+
 @pytest.mark.oracle
-@pytest.mark.parametrize("control", ["tal", "tal_static", "simota", "simota_static", "hungarian"])
+@pytest.mark.parametrize(
+    "control", ["tal", "tal_static", "simota", "simota_static", "hungarian", "linear_sum_assignment"]
+)
 def test_the_control_holds(runs, control):
-    run = runs(control.partition("_")[0])
+    run = runs(operation_of(control))
     assert run.failures(control) == []
     assert run.operation(control)["match"] > 0
 
@@ -72,10 +85,13 @@ def test_the_control_holds(runs, control):
         ("simota_conflict_by_overlap", "matched_gt"),
         ("hungarian_no_giou", "queries, targets"),
         ("hungarian_index_shifted", "invariants"),
+        ("linear_sum_assignment_greedy", "columns"),
+        ("linear_sum_assignment_padding", "invariants"),
+        ("linear_sum_assignment_column_twice", "invariants"),
     ],
 )
 def test_a_planted_fault_is_caught(runs, fault, output):
-    run = runs(fault.partition("_")[0])
+    run = runs(operation_of(fault))
     assert run.code == 1
     failures = run.failures(fault)
     # Where the fault lies, not merely that something failed: a fault that only raised would prove nothing.

@@ -45,7 +45,7 @@ def test_a_leaked_gradient_is_named():
 
 
 def test_a_changed_random_state_is_named():
-    assert run(lambda t: {"out": torch.rand(2)})[0].side_effects == ("the global random state was changed",)
+    assert run(lambda t: {"out": torch.rand(2)})[0].side_effects == ("the global random state of PyTorch was changed",)
 
 
 def test_an_exception_is_kept_by_type_and_message():
