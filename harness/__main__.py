@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.gate import FELL, HOLDS_ALL, INTERRUPTED, WRONG_REQUEST
+from harness.gate import FELL, HOLDS_ALL, INCOMPLETE, INTERRUPTED, WRONG_REQUEST
 
 SHOWN_DETAIL = 400
 """Characters of a failure's detail in the terminal; the report has all of it."""
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     from cases.labels import LabelError
     from harness.operations import UnknownOperation
     from harness.plan import RequestError
-    from harness.runfolder import RunFolderError
+    from harness.runfolder import RunFolderError, WriteError
     from reference import OracleError
     from reference import RequestError as OracleRequestError
     from reports import ReportError
@@ -32,6 +32,9 @@ def main(argv: list[str] | None = None) -> int:
         return arguments.command(arguments)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except WriteError as error:
+        sys.stderr.write(f"harness: {error}; what was judged and measured before stands, continue with --resume\n")
+        return INCOMPLETE
     except (
         RequestError,
         RunFolderError,
@@ -114,6 +117,9 @@ def _run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("--resume", type=Path, metavar="DIR", help="continue a run that was cut off")
     run.add_argument("--workers", type=_count, metavar="N", help="worker processes for parity (default: cores)")
     run.add_argument("--time-limit", type=_positive, default=30.0, metavar="SECONDS", help="for one case")
+    run.add_argument(
+        "--memory-limit", type=_positive, metavar="GB", help="memory that one worker may take (default: no limit)"
+    )
     run.add_argument("--shrink-seconds", type=_count, metavar="N", help="spent on shrinking a kind of failure")
     run.add_argument("--no-bench", action="store_true", help="no measurements")
     run.add_argument("--no-parity", action="store_true", help="no cases, measurements only")
@@ -142,7 +148,7 @@ def _positive(text: str) -> float:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from harness.plan import Plan
+    from harness.plan import Plan, check_candidates
     from harness.progress import Progress
     from harness.run import default_out, execute_plan, provenance
     from harness.runfolder import RunFolder
@@ -151,6 +157,7 @@ def _run(arguments: argparse.Namespace) -> int:
         folder, run = RunFolder.resume(arguments.resume)
         folder.mend()
         plan = Plan.from_json(run["settings"])
+        check_candidates(plan.candidates, plan.device)
     else:
         plan = _plan(arguments)
         folder = RunFolder.create(arguments.out or default_out(), provenance(plan, arguments.argv))
@@ -159,6 +166,7 @@ def _run(arguments: argparse.Namespace) -> int:
         summary = execute_plan(plan, folder, progress)
     finally:
         progress.stop()
+        folder.close()
     _print_summary(summary, folder.path, folder.read_json("run.json")["settings"]["candidates"])
     return summary["exit_code"]
 
@@ -198,6 +206,7 @@ def _plan(arguments: argparse.Namespace):
         bench=not arguments.no_bench and not interpreted,
         workers=arguments.workers or os.cpu_count() or 1,
         time_limit=arguments.time_limit,
+        memory_limit=arguments.memory_limit,
         row_seconds=profile["row_seconds"],
         shrink_seconds=profile["shrink_seconds"] if arguments.shrink_seconds is None else arguments.shrink_seconds,
     )

@@ -13,6 +13,7 @@ def doctor() -> str:
     """A line a fact; what is missing says how to bring it."""
     import torch
 
+    from cleanroom.kernels.runtime import describe
     from harness.run import package_versions
 
     lines = [f"python {platform.python_version()}, {os.cpu_count()} cores, torch threads {torch.get_num_threads()}"]
@@ -21,6 +22,7 @@ def doctor() -> str:
         lines += [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     else:
         lines.append("no CUDA device: candidates run on the CPU")
+    lines.append(f"kernels: {describe()}")
     for pin in oracles.pins():
         try:
             oracles.locate(pin)

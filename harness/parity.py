@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from harness import oracles
 from harness.operations import operation as declaration
 from harness.pool import Worker, WorkerLost
+from harness.runfolder import RunFolder, WriteError
 from harness.verdict import HOLDS
 
 if TYPE_CHECKING:
     from cases.case import Case
     from harness.plan import Plan
-    from harness.runfolder import RunFolder
 
 LABEL_BATCH = 8
 STAGES = ("early", "mid", "late")
@@ -175,7 +175,10 @@ class Shard:
     def _save(self, case: Case, candidate: str) -> str:
         oracle = "".join(c if c.isalnum() or c in ".=-" else "_" for c in self.oracle)
         name = f"{self.operation}-{oracle}-{candidate}-{case.digest}.safetensors"
-        case.save(self.folder.failures / name)
+        try:
+            case.save(self.folder.failures / name)
+        except OSError as error:
+            raise WriteError(f"{self.folder.failures / name}: {error.strerror}") from error
         return f"failures/{name}"
 
     def _shrink(self, key: tuple[str, str, str]) -> None:

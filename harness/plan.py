@@ -11,7 +11,7 @@ import reference
 from harness import oracles
 from harness.candidates import BUILT_IN, default_candidates, interprets, prepare_interpreter
 from harness.operations import NAMES, UnknownOperation, operation
-from harness.worker import plug_in
+from harness.worker import WorkerSettings, plug_in
 
 PROFILES = Path(__file__).with_name("profiles.toml")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -40,6 +40,7 @@ class Plan:
     bench: bool
     workers: int
     time_limit: float
+    memory_limit: float | None
     row_seconds: float
     shrink_seconds: float
 
@@ -64,6 +65,10 @@ class Plan:
             for oracle in self.oracles
             if oracles.package(oracle) in operation(name).upstreams and self.candidates_of(name)
         ]
+
+    def worker(self, oracle: str, threads: int) -> WorkerSettings:
+        """How a worker for one oracle is started."""
+        return WorkerSettings(oracle, self.candidates, threads, self.device, self.memory_limit)
 
     def candidates_of(self, name: str) -> tuple[str, ...]:
         """The candidates that an operation has: all that are plugged in, and the built-in ones it declares."""

@@ -125,8 +125,7 @@ class Staff:
                 if own != oracle:  # operations come ordered by oracle: it has nothing left to do
                     worker.close()
             self._idle = [(oracle, worker) for worker in fitting[1:]]
-        settings = WorkerSettings(oracle, self._plan.candidates, 1, self._plan.device)
-        chosen = fitting[0] if fitting else Worker(settings, self._plan.time_limit)
+        chosen = fitting[0] if fitting else Worker(self._plan.worker(oracle, 1), self._plan.time_limit)
         try:
             yield chosen
         finally:

@@ -19,9 +19,8 @@ from harness.parity import Interrupted, Shard
 from harness.plan import Plan
 from harness.pool import Staff, Worker, WorkerFailed
 from harness.progress import Progress
-from harness.runfolder import RunFolder
+from harness.runfolder import RunFolder, WriteError
 from harness.timing import measure_all, missing
-from harness.worker import WorkerSettings
 
 VERSIONED = ("torch", "numpy", "scipy", "pandas", "hypothesis", "safetensors", "triton")
 
@@ -78,7 +77,10 @@ def finish(plan: Plan, folder: RunFolder, *, interrupted: bool = False, lost: tu
     folder.write_frames({"commit": run["commit"], "torch": run["versions"].get("torch"), "run_threads": run["threads"]})
     summary = summarise(folder, plan, interrupted=interrupted, lost=lost)
     folder.write_json("summary.json", summary)
-    write(folder.path)
+    try:
+        write(folder.path)
+    except OSError as error:
+        raise WriteError(f"{folder.path}: {error.strerror}") from error
     return summary
 
 
@@ -137,7 +139,7 @@ def _bench(plan: Plan, folder: RunFolder, progress: Progress) -> None:
     measure_all(
         plan,
         folder,
-        lambda oracle: Worker(WorkerSettings(oracle, plan.candidates, threads, plan.device), plan.time_limit),
+        lambda oracle: Worker(plan.worker(oracle, threads), plan.time_limit),
         threads,
         lambda row: progress.step(f"{row.operation} {row.workload} {row.oracle}"),
     )

@@ -6,12 +6,14 @@ writing; `--resume` reads them back and does only what is missing.
 
 from __future__ import annotations
 
+import fcntl
+import io
 import json
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 FORMAT = 1
 JOURNALS = ("verdicts", "samples", "measurements")
@@ -23,12 +25,34 @@ class RunFolderError(ValueError):
     """A run folder that cannot be used, with the file and the reason."""
 
 
+class WriteError(RunFolderError):
+    """Something that could not be written, a full disk mostly: what was written before stands."""
+
+
 class RunFolder:
-    """One run's folder. `create` starts a new one, `resume` continues one that was cut off."""
+    """One run's folder. `create` starts a new one, `resume` continues one that was cut off.
+
+    Both take the folder's lock: a second run is refused while the first lives, however it ends.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
+        self._held: IO[str] | None = None
+
+    def close(self) -> None:
+        """Give the folder's lock back."""
+        if self._held:
+            self._held.close()
+            self._held = None
+
+    def _hold(self) -> None:
+        self._held = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.close()
+            raise RunFolderError(f"{self.path}: another run is writing into this folder") from error
 
     @classmethod
     def create(cls, path: Path, run: dict[str, Any]) -> RunFolder:
@@ -38,6 +62,7 @@ class RunFolder:
             raise RunFolderError(f"{path / 'run.json'}: the folder already holds a run; use --resume or another --out")
         (path / "failures").mkdir(parents=True, exist_ok=True)
         (path / "journal").mkdir(exist_ok=True)
+        folder._hold()
         folder.write_json("run.json", {"format": FORMAT, **run})
         return folder
 
@@ -48,6 +73,7 @@ class RunFolder:
         run = folder.read_json("run.json")
         if run.get("format") != FORMAT:
             raise RunFolderError(f"{path / 'run.json'}: format {run.get('format')!r}, this version reads {FORMAT}")
+        folder._hold()
         return folder, run
 
     @property
@@ -56,12 +82,20 @@ class RunFolder:
         return self.path / "failures"
 
     def append(self, journal: str, rows: list[dict[str, Any]]) -> None:
-        """Append rows to a journal; they are on disk when this returns."""
-        text = "".join(json.dumps(row, allow_nan=True) + "\n" for row in rows)
-        with self._lock, (self.path / "journal" / f"{journal}.jsonl").open("a") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        """Append rows to a journal: all on disk when this returns, or none, and WriteError."""
+        content = "".join(json.dumps(row, allow_nan=True) + "\n" for row in rows).encode()
+        path = self.path / "journal" / f"{journal}.jsonl"
+        with self._lock, path.open("ab", buffering=0) as file:
+            whole = file.tell()
+            try:
+                written = 0
+                while written < len(content):
+                    written += file.write(content[written:])
+                os.fsync(file.fileno())
+            except OSError as error:
+                # A torn line must not stand in the middle, should there be room again.
+                file.truncate(whole)
+                raise WriteError(f"{path}: {error.strerror}") from error
 
     def rows(self, journal: str) -> Iterator[dict[str, Any]]:
         """Rows of a journal; a last line cut off by a kill is left out, any other broken line is an error."""
@@ -107,9 +141,9 @@ class RunFolder:
             frame = pd.DataFrame(list(self.rows(journal))).assign(**constants)
             if journal == "verdicts" and len(frame):
                 frame = frame.drop_duplicates(VERDICT_KEY, keep="last")
-            temporary = self.path / f"{journal}.parquet.part"
-            frame.to_parquet(temporary, index=False)
-            temporary.replace(self.path / f"{journal}.parquet")
+            content = io.BytesIO()
+            frame.to_parquet(content, index=False)
+            self._replace(self.path / f"{journal}.parquet", content.getvalue())
 
     def frame(self, name: str):
         """One of the Parquet frames."""
@@ -126,5 +160,9 @@ class RunFolder:
     @staticmethod
     def _replace(file: Path, content: bytes) -> None:
         temporary = file.with_name(file.name + ".part")
-        temporary.write_bytes(content)
-        os.replace(temporary, file)
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, file)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise WriteError(f"{file}: {error.strerror}") from error

@@ -124,4 +124,5 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def _bits(value: Tensor) -> Tensor:
-    return value.contiguous().view(torch.uint8) if value.numel() and value.dim() else value.reshape(-1)
+    flat = value.detach().clone(memory_format=torch.contiguous_format).view(-1)
+    return flat.view(torch.uint8) if len(flat) else flat

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import resource
 import signal
 import sys
 from collections import defaultdict
@@ -32,6 +33,8 @@ class WorkerSettings:
     """Name to "MODULE:ATTRIBUTE", or to "" for a built-in one."""
     threads: int
     device: str = "cpu"
+    memory_limit: float | None = None
+    """Gigabytes of data of the process; what asks for more fails there, instead of taking the machine down."""
     search_path: tuple[str, ...] = field(default_factory=lambda: tuple(sys.path))
 
 
@@ -39,6 +42,9 @@ def serve(connection: Connection, settings: WorkerSettings) -> None:
     """Answer requests until the parent closes the connection."""
     # Ctrl-C goes to the whole process group; the parent decides when workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if settings.memory_limit:
+        most = int(settings.memory_limit * 1e9)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     sys.path[:] = [path for path in settings.search_path if path] + [str(Path.cwd())]
     with Path(os.devnull).open("w") as nowhere:
         # Upstream prints banners; standard output belongs to the run's own lines.

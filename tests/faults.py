@@ -3,6 +3,7 @@
 Each takes what every candidate takes, all by keyword, and spoils the built-in candidate in one way.
 """
 
+import ctypes
 import os
 import time
 from unittest import mock
@@ -175,3 +176,12 @@ def linear_sum_assignment_column_twice(**given):
     found = linear_sum_assignment(**given)["columns"].clone()
     found[:, 1:2] = found[:, :1]
     return {"columns": found}
+
+
+def crashes(**given):
+    """A segmentation fault in native code."""
+    ctypes.string_at(0)
+
+
+def takes_all_memory(**given):
+    return {"queries": torch.ones(1 << 36), "targets": torch.ones(1)}

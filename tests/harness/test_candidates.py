@@ -22,7 +22,7 @@ BOTH = {"torch": "", "triton": ""}
 def plan(operations, candidates):
     return Plan(
         operations, (ULTRALYTICS,), candidates, "cpu", ("float32",), "quick", 1, 0, (), None,
-        parity=True, bench=False, workers=1, time_limit=1, row_seconds=1, shrink_seconds=1,
+        parity=True, bench=False, workers=1, time_limit=1, memory_limit=None, row_seconds=1, shrink_seconds=1,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import torch
 
 from harness.execute import Failure, execute
+from harness.watch import Watch, disagreement
 
 
 def run(call):
@@ -59,3 +60,31 @@ def test_memory_that_ran_out_is_told_apart():
     assert Failure("RuntimeError", "DefaultCPUAllocator: can't allocate memory").out_of_memory
     assert Failure("OutOfMemoryError", "CUDA out of memory.").out_of_memory
     assert not Failure("RuntimeError", "selected index k out of range").out_of_memory
+
+
+def test_what_a_call_writes_after_it_returned_is_named():
+    result = run(
+        lambda t: {"nan": torch.tensor(torch.nan), "one": torch.zeros(3, 1).expand(3, 1).T, "late": torch.zeros(2)}
+    )[0]
+    held = Watch().hold(result)
+    assert held.settled().side_effects == ()
+    result.outputs["late"][1] = 1
+    assert held.settled().side_effects == ("output late was still written after the call had returned",)
+
+
+def test_memory_that_is_given_out_twice_is_named():
+    buffer, watch = torch.zeros(4), Watch()
+    assert watch.hold(run(lambda t: {"first": buffer[:2]})[0]).result.side_effects == ()
+    again = watch.hold(run(lambda t: {"second": buffer[2:]})[0]).result
+    assert again.side_effects == ("output second lies in the memory of the last call's first",)
+    assert watch.hold(run(lambda t: {"third": torch.zeros(4)})[0]).result.side_effects == ()
+
+
+def test_a_timed_call_must_give_what_the_judged_one_gives():
+    judged = {"loss": torch.tensor([1.0, 2]), "index": torch.arange(200)}
+    assert disagreement({name: value.clone() for name, value in judged.items()}, judged) == ""
+    assert disagreement({**judged, "loss": torch.tensor([1.0, 2.001])}, judged) == ""
+    assert "loss differs in 1 of 2" in disagreement({**judged, "loss": torch.tensor([1.0, 2.5])}, judged)
+    assert "index differs in 200" in disagreement({**judged, "index": torch.arange(200) + 1}, judged)
+    assert "index is missing" in disagreement({"loss": judged["loss"]}, judged)
+    assert "shape" in disagreement({**judged, "loss": torch.zeros(3)}, judged)

@@ -52,7 +52,7 @@ def gate(tmp_path):
         folder.write_frames({})
         plan = Plan(
             ("tal",), ("ultralytics==8.4.190",), {"torch": ""}, "cpu", ("float32",), "quick", 40, 0, (), None,
-            parity=True, bench=True, workers=1, time_limit=1, row_seconds=1, shrink_seconds=1,
+            parity=True, bench=True, workers=1, time_limit=1, memory_limit=None, row_seconds=1, shrink_seconds=1,
         )  # fmt: skip
         return summarise(folder, plan, **options)
 

@@ -10,7 +10,7 @@ from harness.runfolder import RunFolder
 
 PLAN = Plan(
     ("tal",), ("ultralytics==8.4.190",), {"torch": ""}, "cpu", ("float32",), "quick", 1, 0, ("coco-b1",), None,
-    parity=False, bench=True, workers=1, time_limit=1, row_seconds=1, shrink_seconds=1,
+    parity=False, bench=True, workers=1, time_limit=1, memory_limit=None, row_seconds=1, shrink_seconds=1,
 )  # fmt: skip
 ROW = timing.Row("tal", "ultralytics==8.4.190", "torch", "coco-b1", "forward")
 
