@@ -5,9 +5,10 @@ k candidates of lowest cost, k being the truncated sum of its ten largest overla
 goes to the ground truth that has the lowest cost there. Upstream builds ground truths x candidates x classes; here
 the class cost of a pair is a sum over classes made once an anchor, with one entry exchanged.
 
-Two paths give the same answer. On the CPU costs are computed only where they can decide ("sparse"); elsewhere, and
-for anchors that are not ordered by level, row and column, the batch runs with fixed shapes and no host
-synchronisation ("static").
+Three paths give the same answer, but for the rounding of logarithms. On the CPU costs are computed only where they
+can decide ("sparse"); on CUDA three kernels do it ("triton", `cleanroom.kernels.simota`); elsewhere, and on the CPU for
+anchors that are not ordered by level, row and column, the batch runs with fixed shapes and no host synchronisation
+("static").
 
 Known divergences from yolox 0.3.0: an image without any candidate is all background (upstream raises); two boxes
 without area overlap by 0 (upstream: NaN); a pair whose cost is NaN, from a box or a logit, is never chosen and its
@@ -26,7 +27,11 @@ from cleanroom.assign._simota_levels import find_levels
 from cleanroom.assign._simota_logits import as_rows
 from cleanroom.assign._simota_sparse import match_sparse
 from cleanroom.assign._simota_static import match_static
-from cleanroom.paths import data_dependent, take_sparse_path
+from cleanroom.kernels import runtime
+from cleanroom.paths import choose_path, data_dependent
+
+if runtime.AVAILABLE:
+    from cleanroom.kernels.simota import match_triton
 
 REGIONS = ("union", "centre")
 
@@ -71,7 +76,8 @@ def simota_assign(
         gt_classes: (B, M) classes, any number dtype; truncated toward zero they lie in [0, C).
         num_gt: (B,) integer; the first num_gt[b] rows of image b are real, the others are ignored.
         pred_boxes: (B, N, 4) decoded boxes (cx, cy, w, h) in pixels, floating.
-        cls_logits: (B, N, C) floating; or (B, C, n) of each level, which the sparse path reads where they lie.
+        cls_logits: (B, N, C) floating; or (B, C, n) of each level, which the sparse path and the kernels read
+            where they lie.
         obj_logits: (B, N, 1) floating.
         strides: (1, N) stride of each anchor in pixels.
         x_shifts: (1, N) column of each anchor in its level.
@@ -81,12 +87,13 @@ def simota_assign(
         penalty: cost of a candidate that is not free for a ground truth.
         region: "union" (yolox 0.3.0: candidates lie in a box or a centre square, free pairs in both) or "centre"
             (yolox's repository since 2023, with radius 1.5 and penalty 1e6: the centre square alone).
-        path: "auto", "sparse" or "static"; see the module.
+        path: "auto", "sparse", "static" or "triton"; see the module and `choose_path`.
 
     Raises:
         TypeError: an argument has a dtype of the wrong kind.
         ValueError: a shape, `region` or `path` is wrong; on the CPU also num_gt outside [0, M].
         IndexError: a real class is outside [0, C) (CPU only; elsewhere the device asserts).
+        RuntimeError: `path` is "triton" where kernels cannot run.
 
     Source: specification simota.md, section 4.
     """
@@ -113,17 +120,20 @@ def simota_assign(
         gt_boxes, gt_classes = gt_boxes.new_zeros(images, 1, 4), gt_classes.new_zeros(images, 1)
     real = torch.arange(gt_boxes.shape[1], device=num_gt.device) < num_gt[:, None]
     labels = torch.where(real, gt_classes, 0).to(torch.int64)
-    tensors = gt_boxes, gt_classes, num_gt, pred_boxes, *logits, obj_logits
+    tensors = gt_boxes, gt_classes, num_gt, pred_boxes, *logits, obj_logits, strides, x_shifts, y_shifts
     if data_dependent(*tensors):
         _check_values(num_gt, boxes, labels, num_classes)
 
     grid = anchor_grid(strides, x_shifts, y_shifts)
     truths = gt_boxes, gt_classes, labels, real
-    levels = find_levels(grid, x_shifts, y_shifts) if take_sparse_path(path, *tensors) else None
+    chosen = choose_path(path, *tensors)
+    levels = find_levels(grid, x_shifts, y_shifts) if chosen == "sparse" else None
     if levels is not None:
         matched = match_sparse(*truths, pred_boxes, cls_logits, obj_logits, grid, levels, rules)
     elif path == "sparse":
         raise ValueError("path 'sparse' needs anchors ordered by level, row and column: see strides and shifts")
+    elif chosen == "triton":
+        matched = match_triton(*truths, pred_boxes, cls_logits, obj_logits, grid, rules)
     else:
         matched = match_static(*truths, pred_boxes, as_rows(cls_logits), obj_logits, grid, rules)
     fg_mask = matched[0] >= 0
@@ -148,7 +158,7 @@ class SimOTAAssigner:
         path: str = "auto",
     ) -> None:
         _rules(radius, penalty, region)
-        take_sparse_path(path)  # refuses a wrong path here rather than at the first call
+        choose_path(path)  # refuses a wrong path here rather than at the first call
         self.num_classes = num_classes
         self.settings = {"radius": radius, "penalty": penalty, "region": region, "path": path}
 

@@ -16,6 +16,17 @@ _TAN_3PI_8 = tl.constexpr(2.414213562373095)
 _HALF_PI = tl.constexpr(1.5707963267948966)
 _QUARTER_PI = tl.constexpr(0.7853981633974483)
 
+# Minimax polynomial of log(1 + x) / x on [0, 1], relative error 3e-8.
+_L0 = tl.constexpr(0.9999999403953552)
+_L1 = tl.constexpr(-0.4999949336051941)
+_L2 = tl.constexpr(0.3331909775733948)
+_L3 = tl.constexpr(-0.2484298050403595)
+_L4 = tl.constexpr(0.19106000661849976)
+_L5 = tl.constexpr(-0.13663232326507568)
+_L6 = tl.constexpr(0.07822578400373459)
+_L7 = tl.constexpr(-0.029505137354135513)
+_L8 = tl.constexpr(0.005232668947428465)
+
 
 @triton.jit
 def atan(x):
@@ -38,6 +49,13 @@ def log1p(x):
     near = u == 1.0
     away = tl.where(near, 1.0, u - 1.0)
     return tl.where(near, x, tl.where(u == float("inf"), u, tl.log(u) * tl.div_rn(x, away)))
+
+
+@triton.jit
+def log1p_unit(x):
+    """``log(1 + x)`` of float32 x in [0, 1], relative error below 2e-7: eight multiply-adds, half the cost of `log1p`."""
+    high = ((_L8 * x + _L7) * x + _L6) * x + _L5
+    return x * (((((high * x + _L4) * x + _L3) * x + _L2) * x + _L1) * x + _L0)
 
 
 @triton.jit
@@ -65,3 +83,14 @@ def from_ordered_bits(key):
     """What `ordered_bits` made the key of."""
     bits = tl.where(key >> 31 != 0, key & 0x7FFFFFFF, ~key)
     return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def round_bfloat16(x):
+    """Float32 rounded to a bfloat16, ties to even, still float32: the cast that follows is exact everywhere.
+
+    The interpreter's own cast truncates.
+    """
+    bits = x.to(tl.uint32, bitcast=True)
+    even = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return tl.where(tl.abs(x) <= float("inf"), even.to(tl.float32, bitcast=True), x)

@@ -40,6 +40,16 @@ INTERPRETED = AVAILABLE and os.environ.get("TRITON_INTERPRET", "0").lower() in {
 """Whether kernels run on the CPU, step by step: Triton decides it by the same variable when a kernel is defined."""
 
 
+def describe() -> str:
+    """What the library computes with where it would pick kernels, in a line."""
+    if ABSENT:
+        return f"none, CUDA takes PyTorch's static path: {ABSENT}"
+    if INTERPRETED:
+        return "interpreted step by step on the CPU (TRITON_INTERPRET is set), when asked for by path='triton'"
+    found = "CUDA takes them" if torch.cuda.is_available() else "no CUDA device is here to take them"
+    return f"compiled by Triton; {found}"
+
+
 def runs_on(*tensors: Tensor) -> bool:
     """Tell whether kernels take these tensors: all on CUDA (or ROCm) devices, or anywhere under the interpreter.
 
@@ -76,12 +86,21 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
     if 0 in grid:
         return
     first = next(value for value in args if isinstance(value, Tensor))
-    with _on(first.device):
+    with _on(first.device), _quiet():
         kernel[grid](*args, **{"enable_fp_fusion": False} | meta)
 
 
 def _on(device: torch.device) -> AbstractContextManager:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _quiet() -> AbstractContextManager:
+    """The interpreter computes masked-out lanes with NumPy, which would warn of each logarithm of 0 in them."""
+    if not INTERPRETED:
+        return nullcontext()
+    import numpy as np
+
+    return np.errstate(all="ignore")
 
 
 def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
