@@ -4,8 +4,9 @@ Every ground truth proposes the anchors inside it with the largest metric ``scor
 proposed more than once goes to the ground truth it overlaps most; scores are normalised per ground truth.
 Specification: task_aligned.md, sections 1 to 8 and 12.
 
-Two paths decide alike, bit for bit. "sparse" enumerates the anchors inside boxes and suits the CPU; "static" has
-shapes that do not depend on values, and never makes the host wait for the device.
+Three paths. "sparse" enumerates the anchors inside boxes and suits the CPU; "static" has shapes that do not depend on
+values, and never makes the host wait for the device; these two decide alike, bit for bit. "triton" is the fused kernel
+of `cleanroom.kernels.tal`, for CUDA: its arc tangents and exponentials may differ by a rounding.
 
 Choices where the specification leaves one:
 
@@ -26,8 +27,13 @@ from torch import Tensor, nn
 from cleanroom.assign._tal_sparse import assign_sparse
 from cleanroom.assign._tal_static import assign_static
 from cleanroom.assign._tal_terms import Assignment, Rules, Scene, at_least_float32
+from cleanroom.kernels import runtime
 from cleanroom.overlap import CIOU_ALPHAS, box_terms
-from cleanroom.paths import take_sparse_path
+from cleanroom.paths import choose_path
+
+if runtime.AVAILABLE:
+    from cleanroom.kernels.tal import assign_triton, assigned
+    from cleanroom.kernels.tal_targets import targets
 
 SMALL_BOX_RULES = ("off", "first_stride", "min_side")
 DEFAULT_STRIDE = (8, 16, 32)
@@ -82,39 +88,38 @@ def task_aligned_assign(
             single) to it (8.4.128 on), "first_stride" those below the first to the second (8.4.0 to 8.4.127), "off".
         edge_round_trip: corners take the way to centre form and back (8.4.0 on); needed by `small_box`.
         ciou_alpha: "stable" (8.4.144 on) or "legacy".
-        path: "auto", "sparse" or "static".
+        path: "auto", "sparse", "static" or "triton"; see `choose_path`.
 
     Raises:
         ValueError: a shape or setting is wrong, `topk` or `topk2` exceed A.
         TypeError: a dtype is wrong.
         IndexError: `stride` is empty; there are no anchors; the label of a row that contains an anchor is outside
-            [-C, C). On the static path the last is a RuntimeError, raised by the device itself.
+            [-C, C). On the static path and in kernels the last is a RuntimeError, raised by the device itself.
+        RuntimeError: `path` is "triton" where kernels cannot run.
     """
     _check(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt)
     eras = check_eras(stride, small_box, edge_round_trip, ciou_alpha)
-    sparse = take_sparse_path(path, pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt)
+    path = choose_path(path, pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt)
     batch, anchors, _ = pd_scores.shape
     rows = gt_bboxes.shape[1]
     if rows == 0:
         return _without_ground_truths(pd_scores, pd_bboxes, gt_bboxes)
 
     rules = make_rules(topk, topk2, anchors, alpha, beta, eps, eras)
-    labels = gt_labels[..., 0].long()
-    scene = Scene(
-        pd_scores,
-        box_terms(pd_bboxes.to(at_least_float32(pd_bboxes.dtype))),
-        anc_points,
-        labels,
-        gt_bboxes,
-        mask_gt[..., 0] != 0,
-    )
-    assignment = assign(scene, rules, sparse=sparse)
+    labels, valid = gt_labels[..., 0].long(), mask_gt[..., 0] != 0
+    score_dtype = _score_dtype(pd_scores, pd_bboxes, gt_bboxes)
+    if path == "triton":
+        owner, score = assigned(pd_scores, pd_bboxes, anc_points, labels, gt_bboxes, valid, rules)
+        label, box, foreground, index = targets(owner, labels, gt_bboxes)
+        return TaskAlignedResult(label, box, score.to(score_dtype), foreground, index)
+    terms = box_terms(pd_bboxes.to(at_least_float32(pd_bboxes.dtype)))
+    assignment = assign(Scene(pd_scores, terms, anc_points, labels, gt_bboxes, valid), rules, path=path)
     offset = torch.arange(0, batch * rows, rows, device=labels.device)[:, None]
     place = (assignment.gt_index + offset).flatten()
     return TaskAlignedResult(
         labels.clamp(min=0).flatten().index_select(0, place).view(batch, anchors),
         gt_bboxes.flatten(0, 1).index_select(0, place).view(batch, anchors, 4),
-        assignment.score.to(_score_dtype(pd_scores, pd_bboxes, gt_bboxes)),
+        assignment.score.to(score_dtype),
         assignment.foreground,
         assignment.gt_index,
     )
@@ -144,10 +149,15 @@ def make_rules(topk: int, topk2: int | None, anchors: int, alpha: float, beta: f
     return Rules(_count("topk", topk, anchors), _count("topk2", topk2 or topk, anchors), alpha, beta, eps, *eras)
 
 
-def assign(scene: Scene, rules: Rules, *, sparse: bool) -> Assignment:
-    """The assignment itself, without gradient: what a loss calls that has logits and undecoded boxes."""
+def assign(scene: Scene, rules: Rules, *, path: str) -> Assignment:
+    """The assignment itself, without gradient: what a loss calls that has logits and undecoded boxes.
+
+    `path` is "sparse", "static" or "triton": what `choose_path` gave.
+    """
     with torch.no_grad():
-        return (assign_sparse if sparse else assign_static)(scene, rules)
+        if path == "triton":
+            return assign_triton(scene, rules)
+        return (assign_sparse if path == "sparse" else assign_static)(scene, rules)
 
 
 class TaskAlignedAssigner(nn.Module):
@@ -214,7 +224,7 @@ class TaskAlignedAssigner(nn.Module):
             labels = torch.full_like(result.scores, self.num_classes, dtype=pd_scores.dtype)
             boxes, scores = torch.zeros_like(pd_bboxes), torch.zeros_like(pd_scores)
             return labels, boxes, scores, result.foreground, torch.zeros_like(labels)
-        if take_sparse_path(self.settings["path"], result.labels) and (result.labels >= self.num_classes).any():
+        if choose_path(self.settings["path"], result.labels) == "sparse" and (result.labels >= self.num_classes).any():
             raise IndexError(f"gt_labels: {int(result.labels.max())} is not below num_classes, {self.num_classes}")
         scores = result.scores.new_zeros(*result.labels.shape, self.num_classes)
         scores.scatter_(2, result.labels[..., None], result.scores[..., None])

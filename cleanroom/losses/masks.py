@@ -221,15 +221,12 @@ def _in_one(logits: Tensor, targets: Tensor, alpha: float = ALPHA, gamma: float 
     """Both losses of every row, by autograd: for compilers, which fuse, and accelerators."""
     targets = targets.to(logits.dtype)
     p = torch.sigmoid(logits)
-    losses = _cross_entropy(logits, targets) * _missed(p, _rest(logits, p), targets) ** gamma
+    # Its own derivative is right at 0 too, where that of the formula has a kink in each of its parts.
+    entropy = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    losses = entropy * _missed(p, _rest(logits, p), targets) ** gamma
     losses = losses if alpha < 0 else losses * (targets * (2 * alpha - 1) + (1 - alpha))
     shared, total = (p * targets).sum(1), p.sum(1) + targets.sum(1)
     return losses.mean(1), 1 - (2 * shared + 1) / (total + 1)
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """``(1 - m) z - min(z, 0) + ln(1 + exp(-|z|))``, which is ``max(z, 0) - z m + ...`` with infinite z at m = 0."""
-    return (1 - targets) * logits - logits.clamp(max=0) + torch.log1p(torch.exp(-logits.abs()))
 
 
 # In float64 a difference from 1 has digits enough, and rounds as upstream's does.

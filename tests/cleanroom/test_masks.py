@@ -149,16 +149,18 @@ def by_formula(logits, masks, pairs, normaliser):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", [torch.bool, torch.uint8, torch.float32, "soft"])
 @pytest.mark.parametrize("small", [(3, 5), (1, 1), (7, 9), (12, 4)])
-def test_matched_masks_are_the_formula(dtype, kind, small):
-    """Logits of fewer, as many and more pixels than the masks; every way of computing: signs, numbers, float64."""
+@pytest.mark.parametrize("sparse", [True, False])
+def test_matched_masks_are_the_formula(dtype, kind, small, sparse):
+    """Logits of fewer, as many and more pixels than the masks, and 0; every way of computing: signs, numbers."""
     generator = torch.Generator().manual_seed(1)
     logits = (torch.randn(2, 4, *small, generator=generator, dtype=torch.float64) * 3).to(dtype)
+    logits[1] = 0
     masks = [random_masks(generator, 2, 6, 9), random_masks(generator, 1, 7, 8)]
     if kind == "soft":
         masks = [some * torch.rand(some.shape, generator=generator) for some in masks]
     else:
         masks = [some.to(kind) for some in masks]
-    found = terms_and_gradients(logits, masks, given_pairs(), 3)
+    found = terms_and_gradients(logits, masks, given_pairs(), 3, sparse=sparse)
     expected = by_formula(logits, masks, given_pairs(), 3)
     for (loss, gradient), (value, slope) in zip(found, expected, strict=True):
         torch.testing.assert_close(loss, value)
