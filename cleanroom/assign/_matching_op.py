@@ -17,8 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cleanroom.assign._matching_checks import choose_solver
 from cleanroom.assign.hungarian import match_layers
 from cleanroom.assign.matching_cost import CostTerms
+from cleanroom.kernels import runtime
+
+if runtime.AVAILABLE:
+    from cleanroom.kernels.matching import match_on_device
 
 
 class LayerPairs(NamedTuple):
@@ -45,11 +50,12 @@ def matched_layers(
     *,
     terms: CostTerms,
     non_finite: str = "",
+    path: str = "auto",
 ) -> LayerPairs:
     """Matched pairs of every layer, each layer matched with the same targets, without gradient.
 
-    On CUDA this is one host synchronisation for all layers together: the costs go to the host, where SciPy
-    solves, and the pairs come back. A kernel that solves on the device is to replace it (issue 4).
+    On CUDA kernels price and solve on the device, and the host waits for nothing. SciPy's path is one host
+    synchronisation for all layers together: the costs go to the host, and the pairs come back.
 
     Args:
         logits: L tensors (B, Q, C + 1) for `detr`, (B, Q, C) for `rtdetr`, at least one.
@@ -59,12 +65,18 @@ def matched_layers(
         sizes: targets of each image, B host-side integers of sum G.
         terms: variant, weights and focal settings of the cost.
         non_finite: policy for costs that are NaN or infinite, see `hungarian_match`; "" is the variant's current one.
+        path: "auto", "scipy" or "triton", see `hungarian_match`.
 
     Raises:
         ValueError, TypeError, ImportError: as `hungarian_match`, when the operator runs.
+        RuntimeError: `path` is "triton" where kernels cannot run; and the device's own for values that are rejected.
     """
     if not logits:
         raise ValueError("logits holds no layer")
+    if choose_solver(path, pred_boxes[0].shape[1], *logits, *pred_boxes, labels, boxes) == "triton":
+        return LayerPairs(
+            *match_on_device(logits, pred_boxes, labels, boxes, sizes, terms=terms, non_finite=non_finite)
+        )
     variant, class_cost, bbox_cost, giou_cost, use_fl, alpha, gamma = terms
     return LayerPairs(
         *torch.ops.cleanroom.match_layers(

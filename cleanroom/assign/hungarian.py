@@ -1,10 +1,11 @@
 """Matching of queries and targets at least cost: DETR and YOLOS (transformers), RT-DETR (ultralytics).
 
 Specification: set_prediction.md, A1 to A3 and B1, B2. The costs come from `matching_cost`, the optimum from
-SciPy, image by image. After Carion et al., End-to-End Object Detection with Transformers, 2020.
+SciPy, image by image; on CUDA both come from `cleanroom.kernels.matching`. After Carion et al., End-to-End Object
+Detection with Transformers, 2020.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from typing import NamedTuple
@@ -13,30 +14,33 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cleanroom.assign._matching_checks import (
+    COMPLAINTS,
+    CURRENT_POLICY,
+    check_inputs,
+    check_settings,
+    check_weights,
+    choose_solver,
+)
 from cleanroom.assign.matching_cost import CHECKED, CostTerms, packed_costs
+from cleanroom.kernels import runtime
+
+if runtime.AVAILABLE:
+    from cleanroom.kernels.matching import match_on_device
 
 Pairs = tuple[Tensor, Tensor]
 """Query and target indices of one image."""
-
-_POLICIES = ("largest", "zero", "raise")
-_CURRENT_POLICY = {"detr": "largest", "rtdetr": "zero"}
 
 # Below this many entries of cost a thread, starting the thread costs more than it saves (measured on 2 cores,
 # 300 queries: even at 2 x 64k entries, 1.5 times faster at twice that, 1.9 times on large problems).
 _ENTRIES_A_THREAD = 1 << 16
 
-_COMPLAINTS = {
-    "labels": "labels (class_labels, gt_cls) hold a class outside the columns of logits",
-    "pred_boxes": "pred_boxes hold an inverted box or a NaN",
-    "boxes": "boxes hold an inverted box or a NaN",
-}
-
 
 class HungarianMatch(NamedTuple):
     """Matched pairs, image after image, `min(Q, sizes[b])` for image b, queries ascending within it.
 
-    `queries` and `targets` are (P,) int64 on the CPU. `targets` are local to the image for `detr` and count
-    through the batch for `rtdetr`.
+    `queries` and `targets` are (P,) int64, on the CPU where SciPy solves, else on the device of the labels. `targets`
+    are local to the image for `detr` and count through the batch for `rtdetr`.
     """
 
     queries: Tensor
@@ -59,6 +63,7 @@ def hungarian_match(
     gamma: float = 2.0,
     non_finite: str | None = None,
     workers: int | None = None,
+    path: str = "auto",
 ) -> HungarianMatch:
     """One-to-one matching of least total cost in every image, without gradient (set_prediction.md A2, B2).
 
@@ -77,19 +82,27 @@ def hungarian_match(
             transformers from 5.18.0, the default of `detr`), `zero` (they attract matches; ultralytics after
             8.0.181, the default of `rtdetr`), `raise` (the eras before: ValueError, but +inf forbids a pair).
         workers: threads that solve; default `torch.get_num_threads()` where the problems are large enough.
+        path: "scipy" solves on the host, "triton" on the device; "auto" takes the second on CUDA, where Triton is
+            installed and no tensor is float64.
 
     More is accepted than upstream takes: half boxes (computed in float32) and mixed dtypes (promoted).
-    Among matchings of equal cost the one that SciPy finds on the (Q, G_b) block is returned.
-    On an accelerator one transfer to the host is made, of G * Q costs.
+    SciPy's path returns, among matchings of equal cost, the one that SciPy finds on the (Q, G_b) block; on an
+    accelerator it makes one transfer to the host, of G * Q costs. Kernels compute costs in float32 that may differ in
+    the last places, take any of the matchings of least cost, and never make the host wait.
 
     Raises:
         ValueError: shapes or sizes that disagree; labels out of range; for `detr` also all weights zero, no
             query, inverted or NaN boxes anywhere in the batch; under `raise` costs without a valid matching.
         TypeError: dtypes other than the above.
         ImportError: SciPy, the extra `matchers`, is missing.
+        RuntimeError: `path` is "triton" where kernels cannot run; and from the device itself, later, where a value is
+            rejected on that path.
     """
     terms = CostTerms(variant, class_cost, bbox_cost, giou_cost, use_fl, alpha, gamma)
-    pairs = _match_images(logits, pred_boxes, labels, boxes, sizes, terms=terms, non_finite=non_finite, workers=workers)
+    if choose_solver(path, pred_boxes.shape[1], logits, pred_boxes, labels, boxes) == "triton":
+        return _match_on_device(logits, pred_boxes, labels, boxes, sizes, terms=terms, non_finite=non_finite)
+    settings = {"terms": terms, "non_finite": non_finite, "workers": workers, "path": "scipy"}
+    pairs = _match_images(logits, pred_boxes, labels, boxes, sizes, **settings)
     queries, targets = zip(_no_pairs(), *pairs, strict=True)
     return HungarianMatch(torch.cat(queries), torch.cat(targets))
 
@@ -99,11 +112,15 @@ class HungarianMatcher(nn.Module):
 
     Args:
         class_cost, bbox_cost, giou_cost: weights of the class, L1 and GIoU terms; not all zero (ValueError).
+        path: ours, see `hungarian_match`. Pairs come to the host on every path.
     """
 
-    def __init__(self, class_cost: float = 1, bbox_cost: float = 1, giou_cost: float = 1) -> None:
+    def __init__(
+        self, class_cost: float = 1, bbox_cost: float = 1, giou_cost: float = 1, *, path: str = "auto"
+    ) -> None:
         super().__init__()
-        _check_weights(class_cost, bbox_cost, giou_cost)
+        self.path = path
+        check_weights(class_cost, bbox_cost, giou_cost)
         self.class_cost, self.bbox_cost, self.giou_cost = class_cost, bbox_cost, giou_cost
 
     def forward(self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Tensor]]) -> list[Pairs]:
@@ -128,6 +145,7 @@ class HungarianMatcher(nn.Module):
             torch.cat([target["boxes"] for target in targets]),
             sizes,
             terms=CostTerms("detr", self.class_cost, self.bbox_cost, self.giou_cost),
+            path=self.path,
         )
 
 
@@ -138,6 +156,7 @@ class RTDETRHungarianMatcher(nn.Module):
         cost_gain: weights under `class`, `bbox` and `giou`; default 1, 5, 2.
         use_fl: sigmoid focal class cost; otherwise minus the softmax.
         alpha, gamma: parameters of the focal cost.
+        path: ours, see `hungarian_match`. Pairs come to the host on every path.
     """
 
     def __init__(
@@ -146,8 +165,11 @@ class RTDETRHungarianMatcher(nn.Module):
         use_fl: bool = True,
         alpha: float = 0.25,
         gamma: float = 2.0,
+        *,
+        path: str = "auto",
     ) -> None:
         super().__init__()
+        self.path = path
         self.cost_gain = {"class": 1, "bbox": 5, "giou": 2} if cost_gain is None else cost_gain
         self.use_fl, self.alpha, self.gamma = use_fl, alpha, gamma
 
@@ -173,7 +195,7 @@ class RTDETRHungarianMatcher(nn.Module):
         """
         weights = (self.cost_gain[name] for name in ("class", "bbox", "giou"))
         terms = CostTerms("rtdetr", *weights, self.use_fl, self.alpha, self.gamma)
-        return _match_images(pred_scores, pred_bboxes, gt_cls, gt_bboxes, gt_groups, terms=terms)
+        return _match_images(pred_scores, pred_bboxes, gt_cls, gt_bboxes, gt_groups, terms=terms, path=self.path)
 
 
 def _match_images(
@@ -186,8 +208,13 @@ def _match_images(
     terms: CostTerms,
     non_finite: str | None = None,
     workers: int | None = None,
+    path: str = "auto",
 ) -> list[Pairs]:
-    """See `hungarian_match`: its result image by image."""
+    """See `hungarian_match`: its result image by image, on the CPU."""
+    if choose_solver(path, pred_boxes.shape[1], logits, pred_boxes, labels, boxes) == "triton":
+        match = _match_on_device(logits, pred_boxes, labels, boxes, sizes, terms=terms, non_finite=non_finite)
+        counts = [min(pred_boxes.shape[1], size) for size in sizes]
+        return list(zip(*(part.split(counts) for part in torch.stack(match).cpu()), strict=True))
     pairs = match_layers(
         [logits], [pred_boxes], labels, boxes, sizes, terms=terms, non_finite=non_finite, workers=workers
     )
@@ -195,6 +222,30 @@ def _match_images(
         return pairs
     firsts = accumulate(sizes, initial=0)
     return [(queries, targets + first) for (queries, targets), first in zip(pairs, firsts, strict=False)]
+
+
+def _match_on_device(
+    logits: Tensor,
+    pred_boxes: Tensor,
+    labels: Tensor,
+    boxes: Tensor,
+    sizes: Sequence[int],
+    *,
+    terms: CostTerms,
+    non_finite: str | None,
+) -> HungarianMatch:
+    """See `hungarian_match`: the kernels' path."""
+    _, queries, targets = match_on_device(
+        [logits],
+        [pred_boxes],
+        labels,
+        boxes,
+        sizes,
+        terms=terms,
+        non_finite=non_finite or "",
+        local=terms.variant == "detr",
+    )
+    return HungarianMatch(queries, targets)
 
 
 @torch.no_grad()
@@ -219,10 +270,10 @@ def match_layers(
     Returns:
         Pairs of every image, layer after layer, targets counted within the image, int64 on the CPU.
     """
-    policy = _CURRENT_POLICY.get(terms.variant) if non_finite is None else non_finite
-    _check_settings(terms, policy, workers)
+    policy = CURRENT_POLICY.get(terms.variant) if non_finite is None else non_finite
+    check_settings(terms, policy, workers)
     for own_logits, own_boxes in zip(logits, pred_boxes, strict=True):
-        _check_inputs(own_logits, own_boxes, labels, boxes, sizes, variant=terms.variant)
+        check_inputs(own_logits, own_boxes, labels, boxes, sizes, variant=terms.variant)
     # Upstream's RT-DETR matcher looks at no prediction where nothing can be matched; DETR's checks every box.
     if not logits or (terms.variant == "rtdetr" and not labels.numel()):
         return [_no_pairs() for _ in range(len(logits) * len(sizes))]
@@ -236,7 +287,7 @@ def match_layers(
     entries = len(labels) * pred_boxes[0].shape[1]
     for name, good in zip(CHECKED, host[:, entries:].all(0), strict=False):
         if not good:
-            raise ValueError(_COMPLAINTS[name])
+            raise ValueError(COMPLAINTS[name])
     costs = host[:, :entries].reshape(len(packed) * len(labels), pred_boxes[0].shape[1])
     return _solve(costs, list(sizes) * len(packed), workers)
 
@@ -244,17 +295,26 @@ def match_layers(
 def _solve(costs: np.ndarray, sizes: Sequence[int], workers: int | None) -> list[Pairs]:
     """Optimal pairs of the (G, Q) costs, image by image, threaded where it pays (SciPy releases the GIL)."""
     firsts = list(accumulate(sizes, initial=0))
-    images = [b for b, size in enumerate(sizes) if size]
     solved = [_no_pairs() for _ in sizes]
+
+    def solve(b: int) -> None:
+        queries, targets = _solve_image(costs, firsts, b)
+        solved[b] = torch.from_numpy(queries), torch.from_numpy(targets)
+
+    in_threads(solve, [b for b, size in enumerate(sizes) if size], costs.size, workers)
+    return solved
+
+
+def in_threads(solve: Callable[[int], None], problems: Sequence[int], entries: int, workers: int | None) -> None:
+    """Solve problems of so many costs in all; in threads where it pays, or in `workers` of them."""
     if workers is None:
-        workers = min(torch.get_num_threads(), costs.size // _ENTRIES_A_THREAD)
-    workers = max(1, min(workers, len(images)))
+        workers = min(torch.get_num_threads(), entries // _ENTRIES_A_THREAD)
+    workers = max(1, min(workers, len(problems)))
 
     def share(start: int) -> None:
-        # A task is a share of the images, not one image: a small problem ends before a hand-over does.
-        for b in images[start::workers]:
-            queries, targets = _solve_image(costs, firsts, b)
-            solved[b] = torch.from_numpy(queries), torch.from_numpy(targets)
+        # A task is a share of the problems, not one: a small problem ends before a hand-over does.
+        for problem in problems[start::workers]:
+            solve(problem)
 
     if workers == 1:
         share(0)
@@ -264,14 +324,19 @@ def _solve(costs: np.ndarray, sizes: Sequence[int], workers: int | None) -> list
             share(0)
             for other in others:
                 other.result()
-    return solved
 
 
-def _solve_image(costs: np.ndarray, firsts: Sequence[int], image: int) -> tuple[np.ndarray, np.ndarray]:
+def scipy_solver() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """SciPy's `linear_sum_assignment`."""
     try:
         from scipy.optimize import linear_sum_assignment
     except ImportError as error:
         raise ImportError("the Hungarian matchers need SciPy: pip install 'cleanroom[matchers]'") from error
+    return linear_sum_assignment
+
+
+def _solve_image(costs: np.ndarray, firsts: Sequence[int], image: int) -> tuple[np.ndarray, np.ndarray]:
+    linear_sum_assignment = scipy_solver()
     # Queries as rows, as upstream hands them over: with as many targets as queries SciPy's choice among equal
     # optima depends on it.
     block = costs[firsts[image] : firsts[image + 1]].T
@@ -284,44 +349,3 @@ def _solve_image(costs: np.ndarray, firsts: Sequence[int], image: int) -> tuple[
 
 def _no_pairs() -> Pairs:
     return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
-
-
-def _check_settings(terms: CostTerms, non_finite: str | None, workers: int | None) -> None:
-    if terms.variant not in _CURRENT_POLICY:
-        raise ValueError(f"variant must be one of {tuple(_CURRENT_POLICY)}, got {terms.variant!r}")
-    if terms.variant == "detr":
-        _check_weights(terms.class_cost, terms.bbox_cost, terms.giou_cost)
-    if non_finite not in _POLICIES:
-        raise ValueError(f"non_finite must be one of {_POLICIES}, got {non_finite!r}")
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
-
-
-def _check_weights(class_cost: float, bbox_cost: float, giou_cost: float) -> None:
-    if class_cost == 0 and bbox_cost == 0 and giou_cost == 0:
-        raise ValueError("class_cost, bbox_cost and giou_cost are all 0")
-
-
-def _check_inputs(
-    logits: Tensor, pred_boxes: Tensor, labels: Tensor, boxes: Tensor, sizes: Sequence[int], *, variant: str
-) -> None:
-    for name, tensor in (("logits", logits), ("pred_boxes", pred_boxes), ("boxes", boxes)):
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be floating, got {tensor.dtype}")
-    if labels.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"labels must be int64 or int32, got {labels.dtype}")
-    if logits.ndim != 3:
-        raise ValueError(f"logits must have shape (B, Q, classes), got {tuple(logits.shape)}")
-    batch, queries, columns = logits.shape
-    if pred_boxes.shape != (batch, queries, 4):
-        raise ValueError(f"pred_boxes must have shape {(batch, queries, 4)}, got {tuple(pred_boxes.shape)}")
-    if labels.ndim != 1:
-        raise ValueError(f"labels must have shape (G,), got {tuple(labels.shape)}")
-    if boxes.shape != (len(labels), 4):
-        raise ValueError(f"boxes must have shape {(len(labels), 4)}, got {tuple(boxes.shape)}")
-    if len(sizes) != batch or min(sizes, default=0) < 0 or sum(sizes) != len(labels):
-        raise ValueError(f"sizes must be {batch} counts of sum {len(labels)}, got {list(sizes)}")
-    if len(labels) and not columns:
-        raise ValueError("logits have no class column")
-    if variant == "detr" and not batch * queries:
-        raise ValueError(f"logits hold no query, got shape {tuple(logits.shape)}")

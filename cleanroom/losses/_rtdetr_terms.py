@@ -60,6 +60,7 @@ def match_stack(
     cost: CostTerms,
     shared: int | None,
     sparse: bool,
+    solver: str = "auto",
 ) -> tuple[Matches, Tensor, Tensor]:
     """Match every layer of a stack, or the last one and layer `shared`, whose pairs then serve all others.
 
@@ -87,7 +88,7 @@ def match_stack(
         targets = torch.cat([some for _, some in pairs]).view(made, -1) + firsts
         images = images.expand_as(queries)
     else:
-        found = matched_layers(scores.unbind(), boxes.unbind(), cls, truths, sizes, terms=cost)
+        found = matched_layers(scores.unbind(), boxes.unbind(), cls, truths, sizes, terms=cost, path=solver)
         images, queries, targets = (given.view(made, -1) for given in found)
         counts = None
     decided = (torch.cat([given[-1:], given[:-1]]).flatten() for given in (queries, targets))

@@ -8,11 +8,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cleanroom.assign._matching_op import matched_layers
+from cleanroom.assign._matching_op import LayerPairs, matched_layers
 from cleanroom.assign.hungarian import match_layers
 from cleanroom.assign.matching_cost import CostTerms
+from cleanroom.kernels import runtime
 from cleanroom.losses.masks import mask_terms
-from cleanroom.losses.set_terms import Pairs, box_terms, cardinality_term, class_term, place_pairs, target_classes
+from cleanroom.losses.set_terms import (
+    Pairs,
+    box_terms,
+    cardinality_term,
+    class_term,
+    place_pairs,
+    result_dtype,
+    target_classes,
+)
+
+if runtime.AVAILABLE:
+    from cleanroom.kernels.set_loss import fused_terms
 
 LOSSES = ("labels", "boxes", "cardinality", "masks")
 """Names of the losses; those of masks exist for the last layer only."""
@@ -44,17 +56,13 @@ class Matching(NamedTuple):
 
 
 def match(layers: Sequence[Layer], targets: Targets, costs: CostTerms, *, sparse: bool) -> Matching:
-    """Match all layers at once: in one operator, or with `sparse` by what is in it."""
-    logits, boxes = [layer.logits.detach() for layer in layers], [layer.boxes.detach() for layer in layers]
-    given = logits, boxes, targets.labels, targets.boxes.detach(), targets.sizes
-    total, batch = boxes[0].shape[1], len(targets.sizes)
+    """Match all layers at once on the host: in one operator, or with `sparse` by what is in it."""
+    total, batch = layers[0].boxes.shape[1], len(targets.sizes)
     if not sparse:
-        images, queries, placed = (part.view(len(layers), -1) for part in matched_layers(*given, terms=costs))
-        rows = torch.add(queries, images, alpha=total)
-        firsts = torch.tensor([0, *targets.sizes], device=placed.device).cumsum(0)
-        pairs = [Pairs(*both, total) for both in zip(rows.unbind(), placed.unbind(), strict=True)]
-        return Matching(pairs, queries.flatten(), (placed - firsts[images]).flatten())
-    found = match_layers(*given, terms=costs)
+        found = matched_layers(*_given(layers, targets), terms=costs, path="scipy")
+        firsts = torch.tensor([0, *targets.sizes], device=found.images.device).cumsum(0)
+        return Matching(pairs_of(found, len(layers), total), found.queries, found.targets - firsts[found.images])
+    found = match_layers(*_given(layers, targets), terms=costs)
     queries, local = (np.concatenate([part[side].numpy() for part in found]) for side in (0, 1))
     counts = [len(some) for some, _ in found[:batch]]
     width = sum(counts)
@@ -63,6 +71,34 @@ def match(layers: Sequence[Layer], targets: Targets, costs: CostTerms, *, sparse
         for start in range(0, width * len(layers), width or 1)
     ] or [place_pairs(queries, local, counts, targets.sizes, total)] * len(layers)
     return Matching(pairs, torch.from_numpy(queries), torch.from_numpy(local))
+
+
+def match_on_device(layers: Sequence[Layer], targets: Targets, costs: CostTerms) -> LayerPairs:
+    """Match all layers at once, in kernels."""
+    return matched_layers(*_given(layers, targets), terms=costs, path="triton")
+
+
+def _given(layers: Sequence[Layer], targets: Targets) -> tuple:
+    logits, boxes = [layer.logits.detach() for layer in layers], [layer.boxes.detach() for layer in layers]
+    return logits, boxes, targets.labels, targets.boxes.detach(), targets.sizes
+
+
+def pairs_of(found: LayerPairs, layers: int, total: int) -> list[Pairs]:
+    """The pairs of each of so many layers, of `total` queries an image."""
+    images, queries, placed = (part.view(layers, -1) for part in found)
+    rows = torch.add(queries, images, alpha=total)
+    return [Pairs(*both, total) for both in zip(rows.unbind(), placed.unbind(), strict=True)]
+
+
+class Fused(NamedTuple):
+    """What the kernels compute of all layers."""
+
+    total: Tensor
+    """Weighted sum, 0-dim or (B,), float32."""
+    terms: Tensor
+    """(L, 4) or (L, 4, B) float32: class, L1, GIoU and cardinality of each layer."""
+    local: Tensor
+    """(L, P) int64, targets of the pairs within their image."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +148,53 @@ class Criterion:
         for index, (layer, pairs) in enumerate(zip(layers[1:], matched[1:], strict=True)):
             found |= {f"{name}_{index}": value for name, value in self.layer(others, layer, pairs).items()}
         return found
+
+    def fused(
+        self, layers: Sequence[Layer], found: LayerPairs, counted: int = 0, bbox: float = 0, giou: float = 0
+    ) -> Fused:
+        """All terms but masks in kernels; `counted` layers have a part in the total, with weights 1, `bbox`, `giou`."""
+        logits, targets, normaliser = layers[0].logits, self.targets, self.normaliser
+        if normaliser is not None and not isinstance(normaliser, Tensor):
+            normaliser = torch.full((), float(normaliser), device=logits.device)
+        return Fused(
+            *fused_terms(
+                [layer.logits for layer in layers],
+                [layer.boxes for layer in layers],
+                targets.labels,
+                targets.boxes.detach(),
+                *(part.view(len(layers), -1) for part in found),
+                targets.sizes,
+                self.weights,
+                counted=counted,
+                bbox=bbox,
+                giou=giou,
+                ignore=self.ignore_mask,
+                normaliser=normaliser,
+                each_image=self.reduction == "none",
+            )
+        )
+
+    def named(self, losses: Sequence[str], layers: Sequence[Layer], found: LayerPairs, fused: Fused) -> dict:
+        """Entries as `layers` gives them, from what the kernels computed; those of masks are computed here."""
+        columns = iter(fused.terms.flatten(0, 1).unbind())
+        entries = {}
+        for index, layer in enumerate(layers):
+            logits, boxes = layer.logits, layer.boxes
+            dtype = result_dtype(torch.promote_types(boxes.dtype, self.targets.boxes.dtype), boxes.device)
+            entropy, distance, overlap, cardinality = (next(columns) for _ in range(4))
+            kinds = {
+                "labels": {"loss_ce": entropy.to(result_dtype(logits.dtype, logits.device))},
+                "boxes": {"loss_bbox": distance.to(dtype), "loss_giou": overlap},
+                "cardinality": {"cardinality_error": cardinality.detach()},
+            }
+            suffix = "" if index == 0 else f"_{index - 1}"
+            for loss in losses:
+                if loss not in LOSSES:
+                    raise ValueError(f"losses must be among {LOSSES}, got {loss!r}")
+                if loss == "masks" and index == 0:
+                    entries |= self.layer(("masks",), layer, pairs_of(found, len(layers), boxes.shape[1])[0])
+                entries |= {f"{name}{suffix}": value for name, value in kinds.get(loss, {}).items()}
+        return entries
 
     def _ignored(self, layer: Layer, pairs: Pairs) -> Tensor | None:
         """(B,) pairs of each image whose query the mask takes out."""

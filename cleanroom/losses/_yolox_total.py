@@ -10,7 +10,7 @@ from cleanroom.assign.simota import REGIONS, simota_assign
 from cleanroom.losses._yolox_rows import foreground
 from cleanroom.losses._yolox_terms import Targets, Terms
 from cleanroom.losses.yolox_iou import result_dtype
-from cleanroom.paths import take_sparse_path
+from cleanroom.paths import choose_path
 
 IOU_WEIGHT = 5.0
 #: SimOTA sums ten overlaps of at most 1 for the number of anchors that a ground truth takes.
@@ -50,15 +50,13 @@ class Rules(NamedTuple):
 
 
 class Assigned(NamedTuple):
-    """The assignment of a batch, and what its foreground learns."""
+    """What the foreground of a batch learns."""
 
     targets: Targets
     positives: Tensor
     """0-dim, anchors that learn a box, at least 1."""
     ground_truths: Tensor
     """0-dim, at least 1."""
-    fg_mask: Tensor
-    matched_gt: Tensor
 
 
 def make_rules(num_classes: int, radius: float, penalty: float, region: str, reduction: str, path: str) -> Rules:
@@ -67,7 +65,7 @@ def make_rules(num_classes: int, radius: float, penalty: float, region: str, red
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
     if region not in REGIONS:
         raise ValueError(f"region must be one of {REGIONS}, got {region!r}")
-    take_sparse_path(path)  # refuses an unknown path
+    choose_path(path)  # refuses an unknown path
     return Rules(num_classes, {"radius": radius, "penalty": penalty, "region": region}, reduction == "none", path)
 
 
@@ -87,8 +85,24 @@ def check_rows(name: str, images: int, channels: int, labels: Tensor, num_classe
         raise ValueError(f"labels are of {len(labels)} images, {name} of {images}")
 
 
+class Found(NamedTuple):
+    """What SimOTA says of a batch, and what it was asked."""
+
+    fg_mask: Tensor
+    matched_gt: Tensor
+    positive: Tensor
+    """(B, N) bool, anchors that were taken and are not ignored."""
+    positives: Tensor
+    """(B,) how many they are."""
+    ignore: Tensor | None
+    num_gt: Tensor
+    """(B,)"""
+    labels: Tensor
+    """(B, M, 5 or more) floating, M at least 1."""
+
+
 @torch.no_grad()
-def assign(
+def find(
     labels: Tensor,
     pred_boxes: Tensor,
     cls_logits: Tensor | Sequence[Tensor],
@@ -96,8 +110,8 @@ def assign(
     grid: Sequence[Tensor],
     ignore: Tensor | None,
     rules: Rules,
-) -> Assigned:
-    """Ask SimOTA, and gather what its foreground anchors learn; obj_logits (B, N), grid x, y and stride (N,)."""
+) -> Found:
+    """Ask SimOTA; obj_logits (B, N), grid x, y and stride (N,)."""
     shape = obj_logits.shape
     if ignore is not None and (ignore.shape != shape or ignore.dtype != torch.bool):
         raise ValueError(f"ignore_mask must be bool {list(shape)}, got {ignore.dtype} {list(ignore.shape)}")
@@ -105,23 +119,31 @@ def assign(
     labels = _floating(labels)
     if labels.shape[1] == 0:  # one padding row, so that gathering has something to read
         labels = labels.new_zeros(len(labels), 1, labels.shape[2])
-    boxes, classes = labels[..., 1:5], labels[..., 0]
     x, y, stride = (part[None] for part in grid)
     try:
         found = simota_assign(
-            boxes, classes, num_gt, pred_boxes, cls_logits, obj_logits[..., None], stride, x, y,
+            labels[..., 1:5], labels[..., 0], num_gt, pred_boxes, cls_logits, obj_logits[..., None], stride, x, y,
             num_classes=rules.num_classes, path=rules.path, **rules.assigner,
         )  # fmt: skip
     except IndexError as error:
         raise IndexError(f"labels: {error}") from None
-    positive = found.fg_mask if ignore is None else found.fg_mask & ~ignore
-    sparse = take_sparse_path(rules.path, labels, pred_boxes)
-    some = foreground(positive, None if sparse else ANCHORS_A_GROUND_TRUTH * labels.shape[1])
+    positive, positives = found.fg_mask, found.num_fg
+    if ignore is not None:
+        positive = positive & ~ignore
+        positives = positive.sum(1)
+    return Found(found.fg_mask, found.matched_gt, positive, positives, ignore, num_gt, labels)
+
+
+@torch.no_grad()
+def gather(found: Found, num_classes: int, *, sparse: bool) -> Assigned:
+    """Gather what the foreground anchors learn."""
+    labels, slots = found.labels, None if sparse else ANCHORS_A_GROUND_TRUTH * found.labels.shape[1]
+    some = foreground(found.positive, slots)
     row = some.of(found.matched_gt).clamp(min=0)
-    label = labels[some.image, row, 0].long().clamp(0, rules.num_classes - 1)
-    targets = Targets(positive, ignore, *some, boxes[some.image, row], label)
-    positives, ground_truths = positive.sum().clamp(min=1), num_gt.sum().clamp(min=1)
-    return Assigned(targets, positives, ground_truths, found.fg_mask, found.matched_gt)
+    label = labels[some.image, row, 0].long().clamp(0, num_classes - 1)
+    targets = Targets(found.positive, found.ignore, *some, labels[some.image, row, 1:5], label)
+    positives, ground_truths = (some.sum().clamp(min=1) for some in (found.positives, found.num_gt))
+    return Assigned(targets, positives, ground_truths)
 
 
 def _floating(labels: Tensor) -> Tensor:
@@ -129,20 +151,24 @@ def _floating(labels: Tensor) -> Tensor:
     return labels if labels.is_floating_point() else labels.float()
 
 
+def divide(terms: Terms, assigned: Assigned, use_l1: bool) -> tuple[Tensor, ...]:
+    """Divide, weigh and add the terms: the six losses."""
+    iou, obj, cls, l1 = (term / assigned.positives for term in terms)
+    iou = IOU_WEIGHT * iou
+    total = iou + obj + cls
+    return total + l1 if use_l1 else total, iou, obj, cls, l1, assigned.positives / assigned.ground_truths
+
+
 def make_losses(
-    terms: Terms,
-    assigned: Assigned,
+    losses: Sequence[Tensor],
+    found: Found,
     predictions: Tensor,
     labels: Tensor,
     objectness: torch.dtype,
     use_l1: bool,
 ) -> YOLOXLosses:
-    """Divide, weigh and add the terms, and round each to the dtype that upstream gives it."""
-    iou, obj, cls, l1 = (term / assigned.positives for term in terms)
-    iou = IOU_WEIGHT * iou
-    total = iou + obj + cls
-    if use_l1:
-        total = total + l1
+    """Round each of the six to the dtype that upstream gives it; without L1 that term is 0 and has no gradient."""
+    total, iou, obj, cls, l1, mean = losses
     both, own = result_dtype(predictions, _floating(labels)), result_dtype(predictions)
     objectness = torch.promote_types(objectness, torch.float32) if own != predictions.dtype else objectness
     summed = torch.promote_types(torch.promote_types(both, objectness), own)
@@ -151,8 +177,8 @@ def make_losses(
         iou.to(both),
         obj.to(objectness),
         cls.to(both),
-        l1.to(own) if use_l1 else torch.zeros_like(total, dtype=summed, requires_grad=False),
-        assigned.positives / assigned.ground_truths,
-        assigned.fg_mask,
-        assigned.matched_gt,
+        l1.to(own) if use_l1 else l1.detach().to(summed),
+        mean,
+        found.fg_mask,
+        found.matched_gt,
     )

@@ -16,7 +16,7 @@ from cleanroom.assign.matching_cost import CostTerms
 from cleanroom.losses import _rtdetr_checks as checks
 from cleanroom.losses._query_class import ClassForm
 from cleanroom.losses._rtdetr_terms import TERMS, Layers, Settings, given_matches, match_stack, stacked_terms
-from cleanroom.paths import take_sparse_path
+from cleanroom.paths import choose_path
 
 _GAIN = {"class": 1, "bbox": 5, "giou": 2}
 _MATCHING_GAIN = {"class": 2, "bbox": 5, "giou": 2}
@@ -91,7 +91,7 @@ def rtdetr_loss(
             term is divided by; they are matched as without it. Denoising queries are not concerned.
         reduction: `sum`, or `none`: what each image contributes; the sum over images is the usual value.
         path: `sparse` or `static` (no shape depends on values, and the matching is an operator that torch.compile
-            does not look into); `auto` chooses by device and tracing.
+            does not look into), `triton` (the matching is made on the device); `auto` chooses by device and tracing.
 
     Half inputs are computed in float32. More is accepted than upstream takes: float64 and half boxes. The matching is
     made in float32; a cost that is not finite counts as 0. Gradient goes to the predicted scores and boxes, not
@@ -108,11 +108,12 @@ def rtdetr_loss(
     checks.predictions(pred_bboxes, pred_scores, num_classes)
     checks.mask(ignore_mask, pred_scores)
     batch = {"cls": cls, "bboxes": bboxes, "gt_groups": gt_groups}
-    sparse = take_sparse_path(path, pred_bboxes, pred_scores, cls, bboxes)
+    path = choose_path(path, pred_bboxes, pred_scores, cls, bboxes)
+    sparse = path == "sparse"
     shared = uni_match_ind if use_uni_match and aux_loss else None
     matcher = RTDETRHungarianMatcher(_MATCHING_GAIN)
     stack, queries, targets = _matched_stack(
-        pred_bboxes, pred_scores, batch, settings, matcher=matcher, shared=shared, sparse=sparse
+        pred_bboxes, pred_scores, batch, settings, matcher=matcher, shared=shared, path=path
     )
     stacks = [stack._replace(kept=None if ignore_mask is None else ~ignore_mask)]
     if dn_bboxes is not None:
@@ -211,16 +212,22 @@ class DETRLoss(nn.Module):
     ) -> Layers:
         """The decoder's layers with their pairs."""
         checks.predictions(pred_bboxes, pred_scores, self.nc)
-        sparse = take_sparse_path(self.path, pred_bboxes, pred_scores, batch["cls"], batch["bboxes"])
+        path = choose_path(self.path, pred_bboxes, pred_scores, batch["cls"], batch["bboxes"])
         if match_indices is None:
             shared = self.uni_match_ind if self.use_uni_match and self.aux_loss else None
             return _matched_stack(
-                pred_bboxes, pred_scores, batch, self._settings, matcher=self.matcher, shared=shared, sparse=sparse
+                pred_bboxes, pred_scores, batch, self._settings, matcher=self.matcher, shared=shared, path=path
             )[0]
         checks.ground_truths(batch, pred_scores)
         number = len(batch["cls"])
         return _given_stack(
-            pred_bboxes, pred_scores, match_indices, number, self._settings, sparse=sparse, name="match_indices"
+            pred_bboxes,
+            pred_scores,
+            match_indices,
+            number,
+            self._settings,
+            sparse=path == "sparse",
+            name="match_indices",
         )
 
     def _named(self, terms: Tensor, pred_bboxes: Tensor, postfix: str) -> dict[str, Tensor]:
@@ -270,7 +277,7 @@ class RTDETRDetectionLoss(DETRLoss):
         if of_images is None:
             of_images = torch.arange(len(cls)).split(list(batch["gt_groups"]))
         pairs = _denoising_pairs(dn_meta["dn_pos_idx"], of_images, dn_meta["dn_num_group"])
-        sparse = take_sparse_path(self.path, dn_bboxes, dn_scores)
+        sparse = choose_path(self.path, dn_bboxes, dn_scores) == "sparse"
         denoising = _given_stack(dn_bboxes, dn_scores, pairs, len(cls), settings, sparse=sparse)
         terms, of_denoising = stacked_terms([stack, denoising], cls, truths, settings, per_image=False)
         return self._named(terms, boxes, "") | self._named(of_denoising, dn_bboxes, "_dn")
@@ -307,7 +314,7 @@ def _matched_stack(
     *,
     matcher: RTDETRHungarianMatcher,
     shared: int | None,
-    sparse: bool,
+    path: str,
 ) -> tuple[Layers, Tensor, Tensor]:
     """The layers that have terms, matched; and queries and targets of the matchings made, see `match_stack`."""
     sizes = checks.ground_truths(batch, scores)
@@ -319,7 +326,15 @@ def _matched_stack(
     gains = (float(matcher.cost_gain[term]) for term in TERMS)
     cost = CostTerms("rtdetr", *gains, matcher.use_fl, matcher.alpha, matcher.gamma)
     matches, queries, targets = match_stack(
-        boxes, scores, batch["cls"], batch["bboxes"], sizes, cost=cost, shared=shared, sparse=sparse
+        boxes,
+        scores,
+        batch["cls"],
+        batch["bboxes"],
+        sizes,
+        cost=cost,
+        shared=shared,
+        sparse=path == "sparse",
+        solver="triton" if path == "triton" else "scipy",
     )
     return Layers(boxes, scores, matches), queries, targets
 

@@ -13,7 +13,17 @@ from torch import Tensor, distributed, nn
 
 from cleanroom.assign.hungarian import HungarianMatcher
 from cleanroom.assign.matching_cost import CostTerms
-from cleanroom.losses._set_layers import LOSSES, Criterion, Layer, Targets, loss_weights, match, weighted
+from cleanroom.losses._set_layers import (
+    LOSSES,
+    Criterion,
+    Layer,
+    Targets,
+    loss_weights,
+    match,
+    match_on_device,
+    pairs_of,
+    weighted,
+)
 from cleanroom.losses.masks import mask_terms
 from cleanroom.losses.set_terms import (
     Pairs,
@@ -25,7 +35,7 @@ from cleanroom.losses.set_terms import (
     join_pairs,
     target_classes,
 )
-from cleanroom.paths import data_dependent
+from cleanroom.paths import choose_path, data_dependent
 
 ImagePairs = Sequence[tuple[Tensor, Tensor]]
 """For each image (query indices, target indices of that image)."""
@@ -40,6 +50,7 @@ class _SetCriterion(nn.Module):
     logits_key: ClassVar[str]
     labels_key: ClassVar[str]
     auxiliary_key: ClassVar[str]
+    with_class_error: ClassVar[bool] = False
     empty_weight: Tensor
 
     def __init__(
@@ -71,6 +82,12 @@ class _SetCriterion(nn.Module):
             KeyError: a missing output.
             ValueError: an unknown name among `losses`, and as `set_loss`.
         """
+        return self._losses(outputs, targets)[0]
+
+    def _losses(
+        self, outputs: Outputs, targets: ImageTargets, counted: int = 0, bbox: float = 0, giou: float = 0
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The entries; and, where kernels compute them, the weighted sum of those of `counted` layers but masks."""
         batch = self._batch(targets, "masks" in self.losses)
         every = [outputs, *(outputs.get(self.auxiliary_key) or ())]
         layers = [
@@ -80,16 +97,23 @@ class _SetCriterion(nn.Module):
         _check(layers[0].logits, self.empty_weight)
         if "masks" in self.losses:
             self._output(outputs, "pred_masks")
-        matched = self._match(every, layers, targets, batch)
-        device = layers[0].logits.device
-        normaliser = self._normaliser(len(batch.labels), device)
-        criterion = Criterion(
-            self.empty_weight, self.eos_coef, batch, normaliser, sparse=data_dependent(layers[0].logits, batch.labels)
-        )
-        return self._entries(criterion, layers, matched)
-
-    def _entries(self, criterion: Criterion, layers: list[Layer], matched: list[Pairs]) -> dict[str, Tensor]:
-        return criterion.layers(self.losses, layers, matched)
+        normaliser = self._normaliser(len(batch.labels), layers[0].logits.device)
+        given = layers[0].logits, layers[0].boxes, batch.labels, batch.boxes
+        path, matcher = choose_path("auto", *given), self.matcher
+        criterion = Criterion(self.empty_weight, self.eos_coef, batch, normaliser, sparse=path == "sparse")
+        if path == "triton" and isinstance(matcher, HungarianMatcher):
+            found = match_on_device(layers, batch, _costs(matcher))
+            fused = criterion.fused(layers, found, counted, bbox, giou)
+            entries, total = criterion.named(self.losses, layers, found, fused), fused.total
+            matched = pairs_of(found, len(layers), given[0].shape[1]) if self.with_class_error else []
+        else:
+            matched, total = self._match(every, layers, targets, batch), None
+            entries = criterion.layers(self.losses, layers, matched)
+        if self.with_class_error and "loss_ce" in entries:
+            error = {"class_error": class_error(layers[0].logits, batch.labels, matched[0])}
+            place = list(entries).index("loss_ce") + 1
+            entries = dict([*list(entries.items())[:place], *error.items(), *list(entries.items())[place:]])
+        return entries, total
 
     def loss_labels(
         self, outputs: Outputs, targets: ImageTargets, indices: ImagePairs, num_boxes: Tensor | float
@@ -161,8 +185,7 @@ class _SetCriterion(nn.Module):
     ) -> list[Pairs]:
         matcher = self.matcher
         if isinstance(matcher, HungarianMatcher):
-            costs = CostTerms("detr", matcher.class_cost, matcher.bbox_cost, matcher.giou_cost)
-            return match(layers, batch, costs, sparse=data_dependent(layers[0].logits, batch.labels)).layers
+            return match(layers, batch, _costs(matcher), sparse=data_dependent(layers[0].logits, batch.labels)).layers
         queries, device = layers[0].logits.shape[1], layers[0].logits.device
         return [
             join_pairs(
@@ -214,6 +237,7 @@ class SetCriterion(_SetCriterion):
     """
 
     logits_key, labels_key, auxiliary_key = "pred_logits", "labels", "aux_outputs"
+    with_class_error = True
 
     def __init__(
         self,
@@ -240,14 +264,6 @@ class SetCriterion(_SetCriterion):
             logits, labels = outputs[self.logits_key], [target[self.labels_key] for target in targets]
             pairs = join_pairs(indices, [len(some) for some in labels], logits.shape[1], logits.device)
             found["class_error"] = class_error(logits, _joined(labels, logits), pairs)
-        return found
-
-    def _entries(self, criterion: Criterion, layers: list[Layer], matched: list[Pairs]) -> dict[str, Tensor]:
-        found = {}
-        for name, value in super()._entries(criterion, layers, matched).items():
-            found[name] = value
-            if name == "loss_ce":
-                found["class_error"] = class_error(layers[0].logits, criterion.targets.labels, matched[0])
         return found
 
 
@@ -321,12 +337,19 @@ def _total(
         pairs = zip(outputs_class[:-1], outputs_coord[:-1], strict=True)
         auxiliary = [{"logits": some, "pred_boxes": boxes} for some, boxes in pairs]
         outputs["auxiliary_outputs"], counted = auxiliary, config.decoder_layers - 1
-    entries = criterion(outputs, labels)
-    coefficients = (config.mask_loss_coefficient, config.dice_loss_coefficient) if masks else (0, 0)
-    weights = loss_weights(
-        config.bbox_loss_coefficient, config.giou_loss_coefficient, *coefficients, auxiliary=counted, masks=masks
-    )
-    return weighted(entries, weights), entries, auxiliary
+    coefficients = config.bbox_loss_coefficient, config.giou_loss_coefficient
+    entries, total = criterion._losses(outputs, labels, max(counted, 0) + 1, *coefficients)
+    of_masks = (config.mask_loss_coefficient, config.dice_loss_coefficient) if masks else (0, 0)
+    if total is None:
+        weights = loss_weights(*coefficients, *of_masks, auxiliary=counted, masks=masks)
+        return weighted(entries, weights), entries, auxiliary
+    if masks:
+        total = total + weighted(entries, dict(zip(("loss_mask", "loss_dice"), of_masks, strict=True)))
+    return total, entries, auxiliary
+
+
+def _costs(matcher: HungarianMatcher) -> CostTerms:
+    return CostTerms("detr", matcher.class_cost, matcher.bbox_cost, matcher.giou_cost)
 
 
 def _check(logits: Tensor, weights: Tensor) -> None:

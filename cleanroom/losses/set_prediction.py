@@ -11,9 +11,18 @@ import torch
 from torch import Tensor
 
 from cleanroom.assign.matching_cost import CostTerms
-from cleanroom.losses._set_layers import Criterion, Layer, Targets, loss_weights, match, weighted
+from cleanroom.losses._set_layers import (
+    Criterion,
+    Layer,
+    Targets,
+    loss_weights,
+    match,
+    match_on_device,
+    pairs_of,
+    weighted,
+)
 from cleanroom.losses.set_terms import class_weights
-from cleanroom.paths import take_sparse_path
+from cleanroom.paths import choose_path
 
 REDUCTIONS = ("sum", "none")
 
@@ -60,9 +69,10 @@ def set_loss(
 ) -> SetLoss:
     """Match every layer and sum ``loss_ce + 5 loss_bbox + 2 loss_giou (+ loss_mask + loss_dice)`` (A9).
 
-    All layers are matched by one operator (`cleanroom/assign/_matching_op.py`): on CUDA that is one host
-    synchronisation. Gradient reaches logits through `loss_ce`, boxes through the box losses, mask logits through the
-    mask losses; matching and targets are constant.
+    All layers are matched by one operator (`cleanroom/assign/_matching_op.py`), and with kernels all their terms but
+    masks computed by another (`cleanroom/kernels/set_loss.py`): the host waits for neither. Gradient reaches logits
+    through `loss_ce`, boxes through the box losses, mask logits through the mask losses; matching and targets are
+    constant.
 
     Differs from upstream where that is not finite though the inputs are: two boxes without area overlap by 0, the GIoU
     has no NaN gradient from other pairs, and the class loss is 0 where no query has a weight.
@@ -87,7 +97,8 @@ def set_loss(
         ignore_mask: (B, Q) bool: these queries are matched, and then take no part in any term, nor do their targets in
             D and in the number of objects.
         reduction: "sum", or "none" for the share of each image: `total` (B,), `terms` (K, B).
-        path: "sparse" looks at values and works in blocks, "static" does neither, for compilers and accelerators.
+        path: "sparse" looks at values and works in blocks, "static" does neither, for compilers and accelerators,
+            "triton" matches on the device and computes the terms in kernels; see `choose_path`.
 
     Returns:
         See `SetLoss`; the class loss is in the dtype of `logits`, the box losses in that of the boxes but the GIoU at
@@ -98,16 +109,28 @@ def set_loss(
         IndexError: on the CPU, a negative label.
     """
     _check(logits, labels, num_classes, pred_masks, masks, ignore_mask, reduction)
-    sparse = take_sparse_path(path, logits, pred_boxes, labels, boxes)
+    path = choose_path(path, logits, pred_boxes, labels, boxes)
     aux = (aux_logits, aux_boxes) if auxiliary else (None, None)
     layers = [Layer(logits, pred_boxes, pred_masks), *_auxiliary(*aux)]
     targets = Targets(labels, boxes, list(sizes), () if masks is None else [masks])
-    matching = match(layers, targets, CostTerms("detr", class_cost, bbox_cost, giou_cost), sparse=sparse)
+    costs = CostTerms("detr", class_cost, bbox_cost, giou_cost)
     weights = class_weights(logits.shape[-1] - 1, eos_coef, logits.device)
+    sparse = path == "sparse"
     criterion = Criterion(weights, eos_coef, targets, num_boxes, ignore_mask, reduction, sparse)
+    counted = len(layers) - 1 if decoder_layers is None else decoder_layers - 1
+    if path == "triton":
+        found = match_on_device(layers, targets, costs)
+        fused = criterion.fused(layers, found, max(counted, 0) + 1, bbox_coef, giou_coef)
+        total, terms = fused.total, fused.terms.flatten(0, 1)
+        if masks is not None:
+            pairs = pairs_of(found, len(layers), logits.shape[1])
+            of_masks = criterion.layer(("masks",), layers[0], pairs[0])
+            total = total + weighted(of_masks, {"loss_mask": mask_coef, "loss_dice": dice_coef})
+            terms = torch.cat([terms[:4], torch.stack(list(of_masks.values())), terms[4:]])
+        return SetLoss(total, terms, found.queries, fused.local.flatten())
+    matching = match(layers, targets, costs, sparse=sparse)
     losses = ("labels", "boxes", "cardinality") if masks is None else ("labels", "boxes", "cardinality", "masks")
     terms = criterion.layers(losses, layers, matching.layers)
-    counted = len(layers) - 1 if decoder_layers is None else decoder_layers - 1
     coefficients = loss_weights(bbox_coef, giou_coef, mask_coef, dice_coef, auxiliary=counted, masks=masks is not None)
     total = weighted(terms, coefficients)
     return SetLoss(total, torch.stack(list(terms.values())), matching.queries, matching.targets)

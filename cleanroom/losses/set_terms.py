@@ -98,7 +98,7 @@ def _within(name: str, parts: Sequence[Tensor], counts: Sequence[int], limits: S
 def class_weights(num_classes: int, eos_coef: float, device: torch.device | None = None) -> Tensor:
     """(C + 1,) float32: 1 for classes, `eos_coef` for no object, rounded as upstream's buffer is."""
     weights = torch.ones(num_classes + 1, device=device)
-    weights[-1] = eos_coef
+    weights[-1:].fill_(eos_coef)  # no copy from the host
     return weights
 
 
@@ -162,7 +162,7 @@ def class_term(
             loss = losses.sum() if reduction == "sum" else losses
     except IndexError as error:
         raise IndexError(f"labels must be in [0, {weights.numel() - 1}]: {error}") from None
-    return loss if logits.dtype == dtype else loss.to(_result_dtype(logits.dtype, logits.device))
+    return loss if logits.dtype == dtype else loss.to(result_dtype(logits.dtype, logits.device))
 
 
 def _mean(logits: Tensor, classes: Tensor, weights: Tensor, eos_coef: float) -> Tensor:
@@ -204,7 +204,7 @@ class _MeanCrossEntropy(torch.autograd.Function):
         return slope.scatter_(-1, own, others.neg_()).mul_(share.unsqueeze(-1)), None, None
 
 
-def _result_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+def result_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """Dtype of a loss that autocast computes in float32."""
     return torch.promote_types(dtype, torch.float32) if torch.is_autocast_enabled(device.type) else dtype
 
@@ -277,7 +277,7 @@ def box_terms(
     if ignore_mask is not None:
         overlap = overlap.masked_fill(ignored, 0)
     distance, overlap = (_by_image(loss, pairs, batch, reduction) / normaliser for loss in (distance, overlap))
-    dtype = _result_dtype(torch.promote_types(pred_boxes.dtype, boxes.dtype), pred_boxes.device)
+    dtype = result_dtype(torch.promote_types(pred_boxes.dtype, boxes.dtype), pred_boxes.device)
     return BoxTerms(distance.to(dtype), overlap)
 
 

@@ -6,7 +6,8 @@ distance IoU (Zheng et al., 2020).
 Nothing of size B x A x C is made beside the gradient of the logits. On the CPU the sparse path decodes the boxes of
 the anchors inside some ground truth, makes probabilities of the logits that the assigner looks at, and computes box
 terms on foreground anchors alone. The static path, for accelerators and torch.compile, decodes every box, a few images
-at a time, and has as many foreground places as the ground truths could ever propose.
+at a time, and has as many foreground places as the ground truths could ever propose. On CUDA, kernels pad the ground
+truths, decode, assign, and make terms and gradients in one pass over the logits (see `kernels.detection_loss`).
 
 Bytes moved for float32 logits on the sparse path: 4 B A (C + share of anchors inside ground truths x 4 R) forward,
 4 B A (2 C + 4 R) backward.
@@ -21,12 +22,20 @@ from torch import Tensor
 
 from cleanroom.assign._tal_terms import Assignment, Rules, Scene, at_least_float32
 from cleanroom.assign.tal import assign, check_eras, make_rules
+from cleanroom.kernels import runtime
 from cleanroom.losses._yolo_foreground import ALPHA, BETA, EPS, box_losses, find_places, predict, target_scores
-from cleanroom.losses._yolo_head import Decoder, make_geometry
+from cleanroom.losses._yolo_head import Decoder, Geometry, make_geometry
 from cleanroom.losses._yolo_targets import Targets, pad_targets
 from cleanroom.losses.bbox import REG1_DISTANCES
 from cleanroom.losses.class_bce import class_bce
-from cleanroom.paths import data_dependent, take_sparse_path
+from cleanroom.paths import choose_path, data_dependent
+
+if runtime.AVAILABLE:
+    from cleanroom.kernels.decode import decode, rounding_dtype
+    from cleanroom.kernels.detection_loss import detection_loss
+    from cleanroom.kernels.tal import assigned as assigned_by_kernel
+    from cleanroom.kernels.target_scores import target_scores as target_scores_by_kernel
+    from cleanroom.kernels.targets import padded_targets
 
 GAINS: Mapping[str, float] = MappingProxyType({"box": 7.5, "cls": 0.5, "dfl": 1.5})
 REDUCTIONS = ("sum", "none")
@@ -93,28 +102,59 @@ def v8_detection_loss(
         anchor_dtype: dtype of the anchor grid; default: that of `boxes`.
         small_box, edge_round_trip, ciou_alpha: eras of the assigner, see `task_aligned_assign`.
         reg1_distance: the third term where R = 1: "l1" (8.4.0 on) or "zero".
-        path: "auto", "sparse" or "static"; static has no shape that depends on values.
+        path: "auto", "sparse", "static" or "triton", see `choose_path`; the last two have no shape that depends on
+            values.
 
     Raises:
         ValueError: a shape or setting is wrong; what `pad_targets` says of `batch_idx`.
         TypeError: `boxes` or `scores` are not floating.
-        IndexError: `cls` of an object that contains an anchor is outside [-C, C); on the static path a RuntimeError.
+        IndexError: `cls` of an object that contains an anchor is outside [-C, C); on the static path and in kernels a
+            RuntimeError.
+        RuntimeError: `path` is "triton" where kernels cannot run.
     """
     _check(boxes, scores, batch_idx, cls, bboxes, levels, strides, num_classes, reg_max, ignore_mask)
     _check_settings(gains, reduction, reg1_distance)
     eras = check_eras(strides, small_box, edge_round_trip, ciou_alpha)
-    sparse = take_sparse_path(path, boxes, scores, bboxes)
+    chosen = choose_path(path, boxes, scores)
+    sparse = chosen == "sparse"
     images, _, anchors = scores.shape
+    if class_weights is not None:
+        class_weights = torch.as_tensor(class_weights, device=scores.device)
+        if tuple(class_weights.shape) != (num_classes,):
+            raise ValueError(f"class_weights must be (C,) = ({num_classes},), got {tuple(class_weights.shape)}")
     geometry = make_geometry(levels, strides, anchor_dtype or boxes.dtype, boxes.device)
     # Labels that the trainer left on the host are packed there: no device waits, and rows are no more than needed.
     on_host = sparse or (path == "auto" and data_dependent(batch_idx, cls, bboxes))
-    targets = pad_targets(batch_idx, cls, bboxes, images, geometry.size, max_objects=max_objects, sparse=on_host)
-    targets = Targets(*(value.to(boxes.device) for value in targets))
+    if chosen == "triton" and not on_host and boxes.device == batch_idx.device == cls.device == bboxes.device:
+        rows = len(bboxes) if max_objects is None else max_objects
+        targets = Targets(*padded_targets(batch_idx, cls, bboxes, images, rows, geometry.size))
+    else:
+        targets = pad_targets(batch_idx, cls, bboxes, images, geometry.size, max_objects=max_objects, sparse=on_host)
+        targets = Targets(*(value.to(boxes.device) for value in targets))
     objects = targets.labels.shape[1]
     try:
         rules = make_rules(topk, topk2, anchors, ALPHA, BETA, EPS, eras) if images and objects else None
     except ValueError as error:
         raise ValueError(f"{error}: so many have the levels") from None
+    if chosen == "triton" and scores.numel():
+        owner, score, target = _assign_by_kernel(boxes, scores, targets, geometry, reg_max, rules)
+        found = detection_loss(
+            scores,
+            boxes,
+            owner,
+            score,
+            *targets[:2],
+            *geometry,
+            target=target,
+            gains=gains,
+            reg_max=reg_max,
+            class_weights=class_weights,
+            ignore_mask=ignore_mask,
+            ciou_alpha=ciou_alpha,
+            reg1_distance=reg1_distance,
+            reduction=reduction,
+        )
+        return DetectionLoss(*found)
     decoder = Decoder(boxes.detach(), geometry, reg_max)
     assigned = _assign(scores.detach(), targets, decoder, rules, sparse=sparse)
     index = assigned.gt_index
@@ -127,8 +167,6 @@ def v8_detection_loss(
     normaliser = values.sum().clamp(min=1)
 
     dense = values.new_zeros(images * anchors).index_copy(0, places.image * anchors + places.anchor, values)
-    if class_weights is not None:
-        class_weights = torch.as_tensor(class_weights, device=scores.device)
     class_term = class_bce(
         scores.transpose(1, 2),
         targets.labels.gather(1, index).clamp_(min=0) if objects else index,
@@ -225,13 +263,32 @@ def _assign(scores: Tensor, targets: Targets, decoder: Decoder, rules: Rules | N
         decode=decoder.at if sparse else None,
     )
     try:
-        found = assign(scene, rules, sparse=sparse)
+        found = assign(scene, rules, path="sparse" if sparse else "static")
     except (IndexError, RuntimeError) as error:
         if "gt_labels" not in str(error):
             raise
         raise type(error)(f"cls: {error}") from None  # the argument has another name here
     foreground = found.score > 0
     return Assignment(foreground, torch.where(foreground, found.gt_index, 0), found.score)
+
+
+@torch.no_grad()
+def _assign_by_kernel(
+    boxes: Tensor, scores: Tensor, targets: Targets, geometry: Geometry, reg_max: int, rules: Rules | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Row of the ground truth that each anchor learns (B, A) int32, its score, and its target score if that differs."""
+    images, _, anchors = scores.shape
+    if rules is None:
+        owner = torch.full((images, anchors), -1, dtype=torch.int32, device=scores.device)
+        return owner, torch.zeros_like(owner, dtype=torch.float32), None
+    points, strides, _ = geometry
+    predicted = decode(boxes, points, strides, reg_max)
+    pixels = geometry.pixels.to(at_least_float32(points.dtype))
+    owner, score = assigned_by_kernel(scores.transpose(1, 2), predicted, pixels, *targets, rules, logits=True)
+    if scores.dtype == rounding_dtype(boxes, reg_max) == torch.float32:
+        return owner, score, None
+    given = scores, boxes, owner, score, targets.labels, targets.boxes, points, strides
+    return owner, score, target_scores_by_kernel(*given, reg_max, rules.ciou_alpha)
 
 
 def _reduced(terms: Tensor, image: Tensor, images: int, reduction: str) -> Tensor:

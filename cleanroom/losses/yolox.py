@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cleanroom.assign._simota_logits import as_rows, class_logits
+from cleanroom.kernels import runtime
 from cleanroom.losses._yolox_terms import (
     Rows,
     box_dtype,
@@ -28,17 +29,23 @@ from cleanroom.losses._yolox_terms import (
     row_terms,
 )
 from cleanroom.losses._yolox_total import (
-    Assigned,
+    Found,
     Rules,
     YOLOXLosses,
-    assign,
     check_labels,
     check_rows,
+    divide,
+    find,
+    gather,
     make_losses,
     make_rules,
 )
-from cleanroom.paths import data_dependent, take_sparse_path
+from cleanroom.paths import choose_path, data_dependent
 from cleanroom.yolox_boxes import check_maps, decode_boxes, make_grid, raw_boxes
+
+if runtime.AVAILABLE:
+    from cleanroom.kernels.yolox_decode import decoded
+    from cleanroom.kernels.yolox_loss import fused_terms
 
 __all__ = ["YOLOXLoss", "YOLOXLosses", "yolox_decoded_loss", "yolox_loss"]
 
@@ -74,7 +81,8 @@ def yolox_loss(
         reduction: "sum", or "none" for the contribution of each image.
         ignore_mask: (B, N) bool; True: the anchor takes no part in any term nor in the number of positives. The
             assignment is made as without it, and returned so.
-        path: "auto", "sparse" or "static" (no data-dependent shape, nothing waits for the device).
+        path: "auto", "sparse", "static" (no data-dependent shape, nothing waits for the device) or "triton" (the same
+            in fused kernels, which "auto" takes on CUDA); see `choose_path`.
 
     Returns:
         YOLOXLosses. Box, class and total loss have the promoted dtype of maps and labels, the L1 term that of the
@@ -91,19 +99,25 @@ def yolox_loss(
     check_labels(labels)
     check_maps(maps, strides)
     check_rows("maps", maps[0].shape[0], maps[0].shape[1], labels, num_classes)
+    classes, chosen = [level.detach()[:, 5:].flatten(2) for level in maps], choose_path(path, labels, *maps)
+    if chosen == "triton":
+        boxes, objectness, grid = decoded(maps, strides)
+        found = find(labels, boxes, classes, objectness, grid, ignore_mask, rules)
+        each = {"use_l1": use_l1, "each_image": rules.each_image, "ignore": ignore_mask}
+        losses = fused_terms(maps, found.labels, found.matched_gt, found.positives, found.num_gt, strides, **each)
+        return make_losses(losses, found, maps[0], labels, dtype or maps[0].dtype, use_l1)
     grid = make_grid(maps, strides)
     raw, objectness = raw_boxes(maps), torch.cat([level.detach()[:, 4].flatten(1) for level in maps], 1)
-    classes = [level.detach()[:, 5:].flatten(2) for level in maps]
-    sparse = take_sparse_path(path, labels, *maps)
-    if not sparse:
+    boxes = decode_boxes(raw, *grid).mT
+    if chosen == "static":
         classes = as_rows(classes)
-    boxes = decode_boxes(raw, *grid).mT.contiguous()
-    assigned = assign(labels, boxes, classes, objectness, grid, ignore_mask, rules)
+    found = find(labels, boxes.contiguous(), classes, objectness, grid, ignore_mask, rules)
+    assigned = gather(found, num_classes, sparse=chosen == "sparse")
     some = assigned.targets.foreground
     anchor = some.image * raw.shape[2] + some.anchor
     rows = Rows(objectness, some.of(raw.mT), class_logits(classes).rows(anchor), torch.stack(grid)[:, some.anchor])
     terms = map_terms(rows, assigned.targets, maps, use_l1=use_l1, each_image=rules.each_image)
-    return make_losses(terms, assigned, raw, labels, dtype or raw.dtype, use_l1)
+    return make_losses(divide(terms, assigned, use_l1), found, raw, labels, dtype or raw.dtype, use_l1)
 
 
 def yolox_decoded_loss(
@@ -160,7 +174,7 @@ def _of_rows(
     dtype: torch.dtype | None,
     ignore_mask: Tensor | None,
     rules: Rules,
-) -> tuple[YOLOXLosses, Assigned]:
+) -> tuple[YOLOXLosses, Found]:
     check_labels(labels)
     if outputs.ndim != 3 or not outputs.is_floating_point():
         raise ValueError(f"outputs must be floating (B, N, 5 + C), got {outputs.dtype} {list(outputs.shape)}")
@@ -169,12 +183,21 @@ def _of_rows(
     if use_l1 and origin_preds.shape != (*outputs.shape[:2], 4):
         raise ValueError(f"origin_preds must be {[*outputs.shape[:2], 4]}, got {list(origin_preds.shape)}")
     given = outputs.detach()
-    assigned = assign(labels, given[..., :4], given[..., 5:], given[..., 4], cells, ignore_mask, rules)
+    found = find(labels, given[..., :4], given[..., 5:], given[..., 4], cells, ignore_mask, rules)
+    chosen = choose_path(rules.path, labels, outputs, *cells, *(() if origin_preds is None else (origin_preds,)))
+    if chosen == "triton":
+        losses = fused_terms(
+            [outputs.mT.unsqueeze(2)], found.labels, found.matched_gt, found.positives, found.num_gt, [1.0],
+            cells=torch.stack(cells), raw=origin_preds, ignore=ignore_mask, use_l1=use_l1, each_image=rules.each_image,
+        )  # fmt: skip
+        return make_losses(losses, found, outputs, labels, dtype or outputs.dtype, use_l1), found
+    assigned = gather(found, rules.num_classes, sparse=chosen == "sparse")
     terms = row_terms(outputs, assigned.targets, rules.each_image)
     if use_l1:
         wanted = raw_targets(assigned.targets, *cells, box_dtype(origin_preds, assigned.targets.boxes))
         terms = terms._replace(l1=raw_terms(origin_preds, wanted, assigned.targets, rules.each_image))
-    return make_losses(terms, assigned, outputs, labels, dtype or outputs.dtype, use_l1), assigned
+    losses = divide(terms, assigned, use_l1)
+    return make_losses(losses, found, outputs, labels, dtype or outputs.dtype, use_l1), found
 
 
 class YOLOXLoss:
@@ -236,8 +259,8 @@ class YOLOXLoss:
             raise ValueError("origin_preds must hold the raw boxes of every level for the L1 term")
         cells = (torch.cat(list(levels), 1)[0] for levels in (x_shifts, y_shifts, expanded_strides))
         raw = torch.cat(list(origin_preds), 1) if use_l1 else None
-        found, assigned = _of_rows(labels, outputs, tuple(cells), raw, dtype, ignore_mask, self.rules)
-        mean = found.num_fg
+        losses, found = _of_rows(labels, outputs, tuple(cells), raw, dtype, ignore_mask, self.rules)
+        mean = losses.num_fg
         if data_dependent(outputs):
-            mean = int(assigned.positives) / int(assigned.ground_truths)
-        return *found[:4], found.l1_loss if use_l1 else 0.0, mean
+            mean = max(1, int(found.positives.sum())) / max(1, int(found.num_gt.sum()))
+        return *losses[:4], losses.l1_loss if use_l1 else 0.0, mean

@@ -59,15 +59,25 @@ def compile_instead(seen):
     def launch(kernel, grid, *args, **meta):
         options = {name: meta.pop(name) for name in list(meta) if name in OPTIONS}
         given = dict(zip(kernel.arg_names, args, strict=False)) | meta
-        constants = {p.name for p in kernel.params if p.is_constexpr} | {k for k, v in given.items() if v is None}
+        fixed = set(kernel.do_not_specialize or ())
+        ones = {name for name, value in given.items() if type(value) is int and value == 1 and name not in fixed}
+        absent = {name for name, value in given.items() if value is None}
+        constants = {p.name for p in kernel.params if p.is_constexpr} | absent | ones
         signature = {n: "constexpr" if n in constants else signature_of(given[n]) for n in kernel.arg_names}
         constexprs = {(kernel.arg_names.index(n),): given[n] for n in constants}
         key = (kernel.__name__, str(signature), str(constexprs), str(options))
         if key in seen:
             return
         seen.add(key)
+        # Sizes of real batches are multiples of 16, which the compiler makes much of: registers, and spills.
+        aligned = {
+            (place,): [["tt.divisibility", 16]]
+            for place, name in enumerate(kernel.arg_names)
+            if name not in constants | fixed and isinstance(given[name], torch.Tensor | int)
+        }
         for target in TARGETS:
-            source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs)
+            attributes = aligned if target.backend == "cuda" else None
+            source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
             compiled = triton.compile(source, target=target, options={"enable_fp_fusion": False} | options)
             about = resources(compiled) if target.backend == "cuda" else ""
             print(f"{kernel.__name__} {target.backend}-{target.arch}: {about}, {compiled.metadata.shared} shared")
