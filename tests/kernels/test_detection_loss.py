@@ -1,12 +1,7 @@
 """The fused terms of the YOLO criterion against float64, all of it against the static path, and planted faults."""
 
 import inspect
-import os
-import re
-import subprocess
-import sys
 from contextlib import nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -579,28 +574,3 @@ def launches():
         loss = detection_loss.detection_loss(*given, SIZE, gains=GAINS, reg_max=reg_max, **changes).loss.sum()
         torch.autograd.grad(loss, leaves, retain_graph=True)
         torch.autograd.grad(loss, leaves)
-
-
-def test_compiles_for_gpus():
-    """By the real compiler, which refuses more than the interpreter does; nothing is spilled."""
-    told = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.compiling", "test_detection_loss"],
-        cwd=Path(__file__).parents[2],
-        env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert told.returncode == 0, told.stderr
-    stacks = re.findall(r"^(\w+) .* (\d+) bytes of stack", told.stdout, re.MULTILINE)
-    kernels = {
-        "padding_kernel",
-        "decode_kernel",
-        "metric_kernel",
-        "normalise_kernel",
-        "targets_kernel",
-        "class_kernel",
-        "box_kernel",
-    }
-    assert {name for name, _ in stacks} == kernels | {"sums_kernel"}
-    assert {bytes_ for _, bytes_ in stacks} == {"0"}, told.stdout

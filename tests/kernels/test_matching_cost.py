@@ -1,11 +1,6 @@
 """Costs and matchings on the device against the torch costs and SciPy, and against faults planted in them."""
 
-import os
-import re
-import subprocess
-import sys
 from itertools import accumulate, product
-from pathlib import Path
 
 import pytest
 import torch
@@ -540,14 +535,3 @@ def launches():
         matching.launch_matching(*given, terms=TERMS[name], policy="largest")
     for policy in POLICIES:
         matching.launch_matching(*given, terms=TERMS["detr"], policy=policy)
-
-
-@pytest.mark.skipif(DEVICE.type == "cuda", reason="the compiler is at work in every other test")
-def test_compiles_for_gpus_that_are_not_here():
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.kernels.compiling", "test_matching_cost"]
-    root = Path(__file__).parents[2]
-    told = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    assert told.returncode == 0, told.stderr
-    assert "_costs cuda-90" in told.stdout
-    assert set(re.findall(r"(\d+) bytes of stack", told.stdout)) == {"0"}, told.stdout

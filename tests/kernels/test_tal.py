@@ -1,12 +1,7 @@
 """The task-aligned kernels against the static path, and against faults planted in them."""
 
-import os
-import re
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -444,19 +439,3 @@ def launches():
         arguments += [torch.empty(2, 3).long(), torch.empty(2, 3, 4, dtype=dtype), torch.empty(2, 3).bool()]
         owner, *_ = tal.launch_all(*arguments, rules, logits)
         tal_targets.gather_all(owner, *arguments[3:5])
-
-
-def test_compiles_for_gpus():
-    """And spills nothing."""
-    told = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.compiling", "test_tal"],
-        cwd=Path(__file__).parents[2],
-        env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert told.returncode == 0, told.stderr
-    stacks = [int(found) for found in re.findall(r"(\d+) bytes of stack", told.stdout)]
-    assert len(stacks) > 10
-    assert not any(stacks), told.stdout
