@@ -6,10 +6,10 @@ import math
 from itertools import pairwise
 
 import torch
-from cleanroom.assign.linear_sum_assignment import linear_sum_assignment
 from torch import Tensor
 
 from cases.case import Case
+from cleanroom.assign.linear_sum_assignment import linear_sum_assignment
 from harness.candidates import by_path
 from harness.operation import Input, Operation, Output, Setting, Tensors, Upstream
 from harness.verdict import Evidence, Finding

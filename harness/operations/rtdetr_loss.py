@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cases.case import Case
 from cleanroom.losses.rtdetr import rtdetr_loss
+from harness.candidates import by_path
 from harness.operation import Input, Operation, Output, Setting, Settings, Tensors, Upstream, release
 from harness.total import Part, comparing
 
@@ -78,7 +79,7 @@ OPERATION = Operation(
         Output("targets", "(P,)", "int64", "their ground truths, counted through the batch", decision=True),
     ),
     upstreams={"ultralytics": Upstream(options=_options, era=_era)},
-    candidates={"torch": rtdetr_loss},
+    candidates=by_path(rtdetr_loss),
     predictions=("pred_bboxes", "pred_scores", "dn_bboxes", "dn_scores"),
     gradients=("pred_bboxes", "pred_scores", "dn_bboxes", "dn_scores"),
     moved=("pred_bboxes", "pred_scores", "dn_bboxes", "dn_scores", "bboxes"),

@@ -11,7 +11,9 @@ import pytest
 
 PROJECT = Path(__file__).parents[2]
 MODULES = sorted(
-    file.stem for file in Path(__file__).parent.glob("test_*.py") if "\ndef launches(" in file.read_text(encoding="utf-8")
+    file.stem
+    for file in Path(__file__).parent.glob("test_*.py")
+    if "\ndef launches(" in file.read_text(encoding="utf-8")
 )
 #: Bytes of local memory that a program may take: two words of the scan that looks for candidates, and nothing else.
 STACK = {"_propose": 8}
