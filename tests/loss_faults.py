@@ -127,8 +127,7 @@ def v8_detection_loss(**given):
 
 def v8_detection_loss_static(**given):
     """The path that CUDA takes, on the CPU."""
-    with mock.patch.object(v8_detection, "take_sparse_path", return_value=False):
-        return right("v8_detection_loss")(**given)
+    return right("v8_detection_loss")(**given, path="static")
 
 
 def v8_detection_loss_no_floor(**given):

@@ -46,6 +46,12 @@ def choose_solver(path: str, queries: int, *tensors: Tensor) -> str:
     return "triton" if path == "triton" and choose_path("triton", *tensors) == "triton" else "scipy"
 
 
+def choose_matched_path(path: str, queries: int, *tensors: Tensor) -> str:
+    """`choose_path` of a loss that matches first: more queries than the kernel solves for are "static" to "auto"."""
+    chosen = choose_path(path, *tensors)
+    return "static" if path == "auto" and chosen == "triton" and queries > LONGEST_SIDE else chosen
+
+
 def check_settings(terms: CostTerms, non_finite: str | None, workers: int | None = None) -> None:
     """Reject settings of a matching; `non_finite` is the policy in force."""
     if terms.variant not in CURRENT_POLICY:

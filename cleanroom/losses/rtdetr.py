@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cleanroom.assign._matching_checks import choose_matched_path
 from cleanroom.assign.hungarian import Pairs, RTDETRHungarianMatcher
 from cleanroom.assign.matching_cost import CostTerms
 from cleanroom.losses import _rtdetr_checks as checks
@@ -108,7 +109,7 @@ def rtdetr_loss(
     checks.predictions(pred_bboxes, pred_scores, num_classes)
     checks.mask(ignore_mask, pred_scores)
     batch = {"cls": cls, "bboxes": bboxes, "gt_groups": gt_groups}
-    path = choose_path(path, pred_bboxes, pred_scores, cls, bboxes)
+    path = choose_matched_path(path, pred_bboxes.shape[2], pred_bboxes, pred_scores, cls, bboxes)
     sparse = path == "sparse"
     shared = uni_match_ind if use_uni_match and aux_loss else None
     matcher = RTDETRHungarianMatcher(_MATCHING_GAIN)
@@ -212,7 +213,9 @@ class DETRLoss(nn.Module):
     ) -> Layers:
         """The decoder's layers with their pairs."""
         checks.predictions(pred_bboxes, pred_scores, self.nc)
-        path = choose_path(self.path, pred_bboxes, pred_scores, batch["cls"], batch["bboxes"])
+        path = choose_matched_path(
+            self.path, pred_bboxes.shape[2], pred_bboxes, pred_scores, batch["cls"], batch["bboxes"]
+        )
         if match_indices is None:
             shared = self.uni_match_ind if self.use_uni_match and self.aux_loss else None
             return _matched_stack(

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
+from cleanroom.assign._matching_checks import choose_matched_path
 from cleanroom.assign.hungarian import HungarianMatcher
 from cleanroom.assign.matching_cost import CostTerms
 from cleanroom.losses._set_layers import (
@@ -35,7 +36,7 @@ from cleanroom.losses.set_terms import (
     join_pairs,
     target_classes,
 )
-from cleanroom.paths import choose_path, data_dependent
+from cleanroom.paths import data_dependent
 
 ImagePairs = Sequence[tuple[Tensor, Tensor]]
 """For each image (query indices, target indices of that image)."""
@@ -99,7 +100,7 @@ class _SetCriterion(nn.Module):
             self._output(outputs, "pred_masks")
         normaliser = self._normaliser(len(batch.labels), layers[0].logits.device)
         given = layers[0].logits, layers[0].boxes, batch.labels, batch.boxes
-        path, matcher = choose_path("auto", *given), self.matcher
+        path, matcher = choose_matched_path("auto", layers[0].logits.shape[1], *given), self.matcher
         criterion = Criterion(self.empty_weight, self.eos_coef, batch, normaliser, sparse=path == "sparse")
         if path == "triton" and isinstance(matcher, HungarianMatcher):
             found = match_on_device(layers, batch, _costs(matcher))

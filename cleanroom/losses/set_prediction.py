@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cleanroom.assign._matching_checks import choose_matched_path
 from cleanroom.assign.matching_cost import CostTerms
 from cleanroom.losses._set_layers import (
     Criterion,
@@ -22,7 +23,6 @@ from cleanroom.losses._set_layers import (
     weighted,
 )
 from cleanroom.losses.set_terms import class_weights
-from cleanroom.paths import choose_path
 
 REDUCTIONS = ("sum", "none")
 
@@ -98,7 +98,7 @@ def set_loss(
             D and in the number of objects.
         reduction: "sum", or "none" for the share of each image: `total` (B,), `terms` (K, B).
         path: "sparse" looks at values and works in blocks, "static" does neither, for compilers and accelerators,
-            "triton" matches on the device and computes the terms in kernels; see `choose_path`.
+            "triton" matches on the device and computes the terms in kernels; see `cleanroom.paths.choose_path`.
 
     Returns:
         See `SetLoss`; the class loss is in the dtype of `logits`, the box losses in that of the boxes but the GIoU at
@@ -109,7 +109,7 @@ def set_loss(
         IndexError: on the CPU, a negative label.
     """
     _check(logits, labels, num_classes, pred_masks, masks, ignore_mask, reduction)
-    path = choose_path(path, logits, pred_boxes, labels, boxes)
+    path = choose_matched_path(path, logits.shape[1], logits, pred_boxes, labels, boxes)
     aux = (aux_logits, aux_boxes) if auxiliary else (None, None)
     layers = [Layer(logits, pred_boxes, pred_masks), *_auxiliary(*aux)]
     targets = Targets(labels, boxes, list(sizes), () if masks is None else [masks])

@@ -18,8 +18,14 @@ SMALL = ("--ops", "hungarian", "--oracles", "transformers==5.23.0", "--workers",
 LABELS = ROOT.parent / "shared" / "data" / "coco_val2014_sample" / "instances.json"
 
 
+def interruptible():
+    """A suite that was started in the background has interrupts ignored, and so have its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def harness(*arguments, **options):
-    return subprocess.Popen([sys.executable, "-m", "harness", *arguments], cwd=ROOT, text=True, **options)
+    options = {"preexec_fn": interruptible, "cwd": ROOT, "text": True, **options}
+    return subprocess.Popen([sys.executable, "-m", "harness", *arguments], **options)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,9 @@ from harness.bundle import FOLDER, bundle, missing_wheels, normal, requires, run
 from harness.plan import RequestError
 from reference.cache import cache_folder
 
+IN_GIT = module.commit()[0] != "unknown" and not (module.PROJECT / ".commit").exists()
+needs_git = pytest.mark.skipif(not IN_GIT, reason="what belongs to the project is known in a git checkout alone")
+
 NEEDED = {normal(text.partition(">")[0].partition("[")[0].partition(";")[0]) for text in run_requirements()}
 
 
@@ -56,6 +59,7 @@ def test_a_version_that_is_none_is_refused(tmp_path, python):
         bundle(tmp_path / "out.tar.gz", python, NEEDED, [])
 
 
+@needs_git
 def test_too_large_an_archive_is_refused_with_what_is_large(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MOST_BYTES", 1000)
     with pytest.raises(RequestError, match="name with --have"):
@@ -63,6 +67,7 @@ def test_too_large_an_archive_is_refused_with_what_is_large(tmp_path, monkeypatc
     assert not (tmp_path / "out.tar.gz").exists()
 
 
+@needs_git
 @pytest.mark.oracle
 def test_a_run_starts_from_what_was_packed_alone(tmp_path):
     """The archive is unpacked elsewhere, with an empty home, a cache of its own and no git around it."""

@@ -1,6 +1,7 @@
 """Costs and matchings on the device against the torch costs and SciPy, and against faults planted in them."""
 
 from itertools import accumulate, product
+from unittest import mock
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cases import hungarian as hungarian_cases
+from cleanroom.assign import _matching_checks
 from cleanroom.assign._matching_checks import CURRENT_POLICY, POLICIES, choose_solver
 from cleanroom.assign._matching_op import matched_layers
 from cleanroom.assign.hungarian import HungarianMatcher, RTDETRHungarianMatcher, hungarian_match
@@ -535,3 +537,13 @@ def launches():
         matching.launch_matching(*given, terms=TERMS[name], policy="largest")
     for policy in POLICIES:
         matching.launch_matching(*given, terms=TERMS["detr"], policy=policy)
+
+
+def test_more_queries_than_the_solver_takes_are_left_to_the_static_path():
+    """Only where nobody asked for kernels by name."""
+    few, many = (torch.zeros(1, device="meta") for _ in range(2))
+    with mock.patch.object(_matching_checks, "choose_path", lambda path, *_: "triton" if path == "auto" else path):
+        chosen = _matching_checks.choose_matched_path
+        assert chosen("auto", _matching_checks.LONGEST_SIDE, few) == "triton"
+        assert chosen("auto", _matching_checks.LONGEST_SIDE + 1, many) == "static"
+        assert chosen("triton", _matching_checks.LONGEST_SIDE + 1, many) == "triton"

@@ -407,7 +407,7 @@ def test_criteria(monkeypatch, kind):
     criterion = ImageLoss(matcher, 4, 0.1, losses) if kind is ImageLoss else SetCriterion(4, matcher, {}, 0.1, losses)
     criterion.to(DEVICE)
     want = criterion(outputs, given)
-    monkeypatch.setattr(set_criterion, "choose_path", lambda *_: "triton")
+    monkeypatch.setattr(set_criterion, "choose_matched_path", lambda *_: "triton")
     got = criterion(outputs, given)
     assert list(got) == list(want)
     for name, value in want.items():
