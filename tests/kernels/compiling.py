@@ -68,14 +68,16 @@ def compile_instead(seen):
         key = (kernel.__name__, str(signature), str(constexprs), str(options))
         if key in seen:
             return
-        seen.add(key)
         # Sizes of real batches are multiples of 16, which the compiler makes much of: registers, and spills.
         aligned = {
             (place,): [["tt.divisibility", 16]]
             for place, name in enumerate(kernel.arg_names)
             if name not in constants | fixed and isinstance(given[name], torch.Tensor | int)
         }
-        for target in TARGETS:
+        # Another backend takes other paths through the compiler once a kernel, not once a variant.
+        targets = TARGETS if not any(known[0] == kernel.__name__ for known in seen) else TARGETS[:1]
+        seen.add(key)
+        for target in targets:
             attributes = aligned if target.backend == "cuda" else None
             source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
             compiled = triton.compile(source, target=target, options={"enable_fp_fusion": False} | options)

@@ -334,11 +334,14 @@ def test_drawn_scenes(case):
     assert torch.allclose(got.total.double(), want.total.double(), rtol=rtol, atol=1e-6, equal_nan=True)
     assert torch.allclose(got.terms.double(), want.terms.double(), rtol=rtol, atol=1e-6, equal_nan=True)
     for a, b in zip(grads, true_grads, strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
-            scale = b.nan_to_num(0, 0, 0).abs().max().item() if b.numel() else 0
-            close = max(2e-5, 2 * torch.finfo(a.dtype).eps)
-            assert torch.allclose(a.double(), b.double(), rtol=close, atol=close * scale, equal_nan=True)
+        if b is None:  # a layer that is not in the total
+            assert a is None or not a.any()
+            continue
+        scale = b.nan_to_num(0, 0, 0).abs().max().item() if b.numel() else 0
+        close = max(2e-5, 2 * torch.finfo(a.dtype).eps)
+        # The torch path takes p - 1 for the own class, of which a confident logit leaves a few units of 1.
+        slack = max(close * scale, 1e-7)
+        assert torch.allclose(a.double(), b.double(), rtol=close, atol=slack, equal_nan=True)
 
 
 def on_the_host(*given, path, **how):

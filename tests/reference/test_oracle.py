@@ -21,6 +21,7 @@ MODULES = {
     "ultralytics": ["ultralytics.utils.tal", "ultralytics.utils.metrics", "ultralytics.models.utils.ops"],
     "yolox": ["yolox.models.yolo_head"],
     "transformers": ["transformers.loss.loss_for_object_detection"],
+    "torch_linear_assignment": ["torch_linear_assignment"],
 }
 
 
