@@ -45,6 +45,7 @@ def linear_sum_assignment(
     maximize: bool = False,
     dtype: torch.dtype = torch.float64,
     order: str = "any",
+    duals: bool = True,
     workers: int | None = None,
     path: str = "auto",
 ) -> LinearSumAssignment:
@@ -61,6 +62,8 @@ def linear_sum_assignment(
         order: which of several optima is returned. "scipy": SciPy's, on every path where `dtype` is float64 (the
             same arithmetic in the same order; tested on problems full of ties). "any": on the device whichever is
             found in fewer steps.
+        duals: False: `u` and `v` are left 0 on SciPy's path, which makes them after the solution and takes as long
+            again; the kernels have them anyway.
         workers: threads of SciPy's path; default `torch.get_num_threads()` where the problems are large enough.
         path: "scipy"; "triton", at most 4096 rows and columns, without waiting for the device; "auto" takes the
             second on CUDA where Triton is installed.
@@ -81,7 +84,7 @@ def linear_sum_assignment(
         given, numbers = None, [int(n) for size in sizes for n in (size if isinstance(size, Sequence) else (size,))]
     workers = 0 if workers is None else workers
     return LinearSumAssignment(
-        *_assign(cost.detach(), given, numbers, maximize, dtype == torch.float64, order, workers, kernels)
+        *_assign(cost.detach(), given, numbers, maximize, dtype == torch.float64, order, duals, workers, kernels)
     )
 
 
@@ -129,7 +132,7 @@ def _fake(cost, sizes, numbers, maximize, double, *_):
 
 @runtime.operator(
     "linear_sum_assignment(Tensor cost, Tensor? sizes, SymInt[] numbers, bool maximize, bool double, str order,"
-    " int workers, bool kernels) -> (Tensor, Tensor, Tensor, Tensor)",
+    " bool duals, int workers, bool kernels) -> (Tensor, Tensor, Tensor, Tensor)",
     _fake,
 )
 def _assign(
@@ -139,6 +142,7 @@ def _assign(
     maximize: bool,
     double: bool,
     order: str,
+    duals: bool,
     workers: int,
     kernels: bool,
 ) -> tuple[Tensor, ...]:
@@ -150,7 +154,8 @@ def _assign(
         if sizes.ndim == 1 and len(sizes) == count:
             sizes = torch.stack([sizes, torch.full_like(sizes, columns)], 1)
         sizes = sizes.view(count, 2).clamp(min=0).minimum(torch.tensor([rows, columns]))
-        return _assign_on_host(cost, sizes.tolist(), maximize=maximize, dtype=dtype, workers=workers or None)
+        how = {"maximize": maximize, "duals": duals, "dtype": dtype, "workers": workers or None}
+        return _assign_on_host(cost, sizes.tolist(), **how)
     if numbers:
         sizes = on_device(numbers, cost.device).view(count, -1)
     whole = [runtime.empty((count,), torch.int64, cost.device).fill_(side) for side in (rows, columns)]
@@ -161,11 +166,17 @@ def _assign(
 
 
 def _assign_on_host(
-    cost: Tensor, sizes: Sequence[Sequence[int]], *, maximize: bool, dtype: torch.dtype, workers: int | None
+    cost: Tensor,
+    sizes: Sequence[Sequence[int]],
+    *,
+    maximize: bool,
+    duals: bool,
+    dtype: torch.dtype,
+    workers: int | None,
 ) -> tuple[Tensor, ...]:
     solver = scipy_solver()
-    # To float64 as SciPy converts; NumPy has no bfloat16.
-    costs = cost.cpu().double().numpy()
+    # SciPy converts to float64, a problem at a time; NumPy has no bfloat16.
+    costs = cost.cpu().to(torch.promote_types(cost.dtype, torch.float32)).numpy()
     count, rows, columns = costs.shape
     found = np.full((count, rows), -1)
     u, v = np.zeros((count, rows)), np.zeros((count, columns))
@@ -174,18 +185,18 @@ def _assign_on_host(
     def solve_one(problem: int) -> None:
         height, width = sizes[problem]
         block = costs[problem, :height, :width]
-        block = -block if maximize else block
-        if np.isnan(block).any() or np.isneginf(block).any():
-            status[problem] = INVALID
-            return
         try:
-            some, others = solver(block)
+            some, others = solver(block, maximize)
         except ValueError:
-            status[problem] = INFEASIBLE
+            forbidden = -np.inf if maximize else np.inf
+            wrong = np.isnan(block).any() or (block == -forbidden).any()
+            status[problem] = INVALID if wrong else INFEASIBLE
             return
         found[problem, some] = others
-        sign = -1 if maximize else 1
-        u[problem, :height], v[problem, :width] = (sign * dual for dual in _duals(block, some, others))
+        if duals:
+            sign = -1 if maximize else 1
+            exact = sign * block.astype(np.float64)
+            u[problem, :height], v[problem, :width] = (sign * dual for dual in _duals(exact, some, others))
 
     in_threads(solve_one, range(count), costs.size, workers)
     results = (torch.from_numpy(part) for part in (found, u, v, status))

@@ -314,9 +314,17 @@ def test_compiles_as_one_graph(sizes):
 def test_operator_is_well_formed():
     cost = random(3, 4)[None].requires_grad_()
     for kernels in (False, True):
-        given = cost.detach(), None, [2], False, True, "any", 0, kernels
+        given = cost.detach(), None, [2], False, True, "any", True, 0, kernels
         torch.library.opcheck(torch.ops.cleanroom.linear_sum_assignment.default, given)
     assert not linear_sum_assignment(cost, path="triton").u.requires_grad
+
+
+def test_duals_on_the_host_are_made_when_asked_for():
+    cost = random(3, 4)[None]
+    with_proof, without = (linear_sum_assignment(cost, duals=duals, path="scipy") for duals in (True, False))
+    assert torch.equal(with_proof.columns, without.columns)
+    assert with_proof.u.any()
+    assert not (without.u.any() or without.v.any())
 
 
 def test_is_traced_without_a_device():
