@@ -67,6 +67,6 @@ OPERATION = Operation(
     moved=("logits", "pred_boxes", "aux_logits", "aux_boxes", "pred_masks", "boxes"),
     compare=comparing(Part("hungarian", ("queries", "targets"), _answer)),
     workloads=("detr-b16", "coco-b1"),
-    # None with SciPy's matching; kernels take another of several optima, which identical boxes have (6% of drawn cases).
+    # None with SciPy; kernels take another of several optima, which identical boxes have (6% of drawn cases).
     tie_cap={"float32": 0.12, "bfloat16": 0.2, "float16": 0.2},
 )
