@@ -2,6 +2,7 @@
 
 import inspect
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -34,8 +35,7 @@ def problem(seed=0, *, images=2, anchors=70, classes=5, rows=4, reg_max=16, dtyp
     A stretch without foreground as long as a program's tile is in it, and what must not be read is NaN or far outside.
     """
     draw = torch.Generator().manual_seed(seed)
-    rand = lambda *shape: torch.rand(shape, generator=draw)  # noqa: E731
-    normal = lambda *shape: torch.randn(shape, generator=draw)  # noqa: E731
+    rand, normal = (partial(make, generator=draw) for make in (torch.rand, torch.randn))
     points, strides = (rand(anchors, 2) * 8).floor() + 0.5, torch.tensor([8.0, 16.0]).repeat(anchors)[:anchors, None]
     learns = rand(images, anchors) < share
     learns[:, 32:64] &= share == 1
@@ -208,8 +208,9 @@ def test_graphs_may_be_kept(dtype):
     leaves = [tensor.to(DEVICE).requires_grad_() for tensor in (made.scores, made.boxes)]
     tensors = vars(made) | dict(zip(("scores", "boxes"), leaves, strict=True))
     loss = detection_loss.detection_loss(**tensors, size=SIZE, gains=GAINS, reg_max=16).loss
-    ask = lambda factor: torch.autograd.grad(loss.sum() * factor, leaves, retain_graph=True)  # noqa: E731
-    first, doubled, again = ask(1), ask(2), ask(1)
+    first, doubled, again = (
+        torch.autograd.grad(loss.sum() * factor, leaves, retain_graph=True) for factor in (1, 2, 1)
+    )
     for one, two, three in zip(first, doubled, again, strict=True):
         assert torch.equal(one, three)
         torch.testing.assert_close(one * 2, two, rtol=0, atol=1e-7 if dtype == torch.float16 else 0)  # subnormal
@@ -239,7 +240,10 @@ def test_only_what_is_asked_for():
 
 def test_sizes_of_what_is_allocated(allocations):
     made = problem(rows=9)
-    sizes = lambda: sorted(torch.Size(shape).numel() for shape in allocations)  # noqa: E731
+
+    def sizes():
+        return sorted(torch.Size(shape).numel() for shape in allocations)
+
     detection_loss.detection_loss(**vars(made), size=SIZE, gains=GAINS, reg_max=16)
     assert sizes()[-1] == 2 * 70
     allocations.clear()
