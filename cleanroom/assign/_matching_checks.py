@@ -1,6 +1,7 @@
-"""What the matchers reject, and which of their two solvers takes the tensors at hand."""
+"""What the matchers reject, which of their two solvers takes the tensors at hand, and what compilers see of them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,16 @@ def choose_solver(path: str, queries: int, *tensors: Tensor) -> str:
         on_device = all(tensor.device.type == "cuda" for tensor in tensors)
         return "triton" if on_device and queries <= LONGEST_SIDE and runtime.runs_on(*tensors) else "scipy"
     return "triton" if path == "triton" and choose_path("triton", *tensors) == "triton" else "scipy"
+
+
+def fake_pairs(
+    logits: Sequence[Tensor], pred_boxes: Sequence[Tensor], labels: Tensor, boxes: Tensor, sizes: Sequence[int], *_: Any
+) -> tuple[Tensor, ...]:
+    """Images, queries and targets of a matching of layers as compilers see them: of a length that the host knows."""
+    queries = pred_boxes[0].shape[1]
+    # `min` would ask for the value of a symbol, and so for another graph.
+    count = len(logits) * sum(torch.sym_min(queries, size) for size in sizes)
+    return tuple(labels.new_empty(count, dtype=torch.int64) for _ in range(3))
 
 
 def choose_matched_path(path: str, queries: int, *tensors: Tensor) -> str:

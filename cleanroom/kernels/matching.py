@@ -12,7 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cleanroom.assign._matching_checks import COMPLAINTS, CURRENT_POLICY, check_inputs, check_settings
+from cleanroom.assign._matching_checks import (
+    COMPLAINTS,
+    CURRENT_POLICY,
+    check_inputs,
+    check_settings,
+    fake_pairs,
+)
 from cleanroom.assign.matching_cost import CHECKED, CostTerms
 from cleanroom.kernels import runtime
 from cleanroom.kernels.assignment import Problems, solve
@@ -60,19 +66,12 @@ def match_on_device(
     )
 
 
-def _fake(logits, pred_boxes, labels, boxes, sizes, *_):
-    queries = pred_boxes[0].shape[1]
-    # `min` would ask for the value of a symbol, and so for another graph.
-    count = len(logits) * sum(torch.sym_min(queries, size) for size in sizes)
-    return tuple(labels.new_empty(count, dtype=torch.int64) for _ in range(3))
-
-
 @runtime.operator(
     "match_on_device(Tensor[] logits, Tensor[] pred_boxes, Tensor labels, Tensor boxes, SymInt[] sizes, str variant,"
     " float class_cost, float bbox_cost, float giou_cost, bool use_fl, float alpha, float gamma, str non_finite,"
     " bool local)"
     " -> (Tensor, Tensor, Tensor)",
-    _fake,
+    fake_pairs,
 )
 def _match(
     logits: list[Tensor],

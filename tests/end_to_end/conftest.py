@@ -1,6 +1,9 @@
 """Runs of the whole harness, in this process, into temporary folders."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +39,17 @@ def harness_run(tmp_path_factory):
         return Run(code, folder, json.loads((folder / "summary.json").read_text()))
 
     return run
+
+
+def ask_worker(script, oracle):
+    """What a script of this folder, which trains a model of upstream's on both sides, says of it."""
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": str(here.parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(here / script), oracle]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    # The last line of stderr only: a traceback would quote upstream's source.
+    assert done.returncode == 0, done.stderr.splitlines()[-1:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def plug(*names):

@@ -1,15 +1,9 @@
 """A whole detector of ultralytics trains the same with our criterion in the place of upstream's."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-PROJECT = Path(__file__).parents[2]
-WORKER = Path(__file__).with_name("yolo_model_worker.py")
+from tests.end_to_end.conftest import ask_worker
+
 CRITERIA = {
     "bins": "v8DetectionLoss",
     "distances": "v8DetectionLoss",
@@ -22,17 +16,7 @@ CRITERIA = {
 @pytest.fixture(scope="module")
 def trained():
     """What the worker says of each head."""
-    environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(WORKER), "ultralytics==8.4.190"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    # The last line of stderr only: a traceback would quote upstream's source.
-    assert done.returncode == 0, done.stderr.splitlines()[-1:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return ask_worker("yolo_model_worker.py", "ultralytics==8.4.190")
 
 
 @pytest.mark.oracle

@@ -1,32 +1,16 @@
 """A whole YOLOX-nano of upstream's classes trains the same with our loss in the place of its head's."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-PROJECT = Path(__file__).parents[2]
-WORKER = Path(__file__).with_name("yolox_model_worker.py")
+from tests.end_to_end.conftest import ask_worker
+
 NAMES = {"total_loss", "iou_loss", "l1_loss", "conf_loss", "cls_loss", "num_fg"}
 
 
 @pytest.fixture(scope="module")
 def trained():
     """What the worker says of each way of training."""
-    environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(WORKER), "yolox==0.3.0"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    # The last line of stderr only: a traceback would quote upstream's source.
-    assert done.returncode == 0, done.stderr.splitlines()[-1:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return ask_worker("yolox_model_worker.py", "yolox==0.3.0")
 
 
 @pytest.mark.oracle
