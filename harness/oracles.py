@@ -9,8 +9,11 @@ import reference
 
 
 def pins() -> list[str]:
-    """The pins that a run uses unless told otherwise, in the order of the pin file: all but negative controls."""
-    return [key for key, pin in reference.read_pins().items() if not pin.control]
+    """The pins that a run uses unless told otherwise, in the order of the pin file.
+
+    All but negative controls and those that are there for `harness matrix` alone.
+    """
+    return [key for key, pin in reference.read_pins().items() if not (pin.control or pin.matrix)]
 
 
 def package(oracle: str) -> str:

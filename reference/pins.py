@@ -17,6 +17,7 @@ class Pin:
     """One release: the archive's file name, as the package index has it, and its sha256 in hexadecimal.
 
     `control` says what is wrong with a release that is pinned for being wrong: a suite that passes it is broken.
+    `matrix` marks one that brackets an era: only `harness matrix` uses it, and whoever names it.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Pin:
     archive: str
     sha256: str
     control: str = ""
+    matrix: bool = False
 
     def __str__(self) -> str:
         return f"{self.name}=={self.version}"
@@ -46,8 +48,12 @@ def _pin(key: str, entry: object, file: Path) -> Pin:
     name, _, version = key.partition("==")
     if not (name and version):
         raise RequestError(f"{file.name}: {key!r} is not NAME==VERSION")
-    if not isinstance(entry, dict) or set(entry) - {"control"} != {"archive", "sha256"}:
-        raise RequestError(f"{file.name}: {key} must have exactly `archive` and `sha256`, and `control` if it is one")
+    if not isinstance(entry, dict) or set(entry) - {"control", "matrix"} != {"archive", "sha256"}:
+        raise RequestError(
+            f"{file.name}: {key} must have exactly `archive` and `sha256`, and `control` or `matrix` if it is one"
+        )
+    if entry.get("matrix", True) is not True:
+        raise RequestError(f"{file.name}: {key}: `matrix` must be true, or absent")
     if not entry.get("control", "-"):
         raise RequestError(f"{file.name}: {key}: `control` must say what is wrong with the release")
     archive, sha256 = str(entry["archive"]), str(entry["sha256"])
@@ -57,7 +63,7 @@ def _pin(key: str, entry: object, file: Path) -> Pin:
         )
     if not re.fullmatch("[0-9a-f]{64}", sha256):
         raise RequestError(f"{file.name}: {key}: sha256 {sha256!r} is not 64 lower-case hexadecimal digits")
-    return Pin(name, version, archive, sha256, str(entry.get("control", "")))
+    return Pin(name, version, archive, sha256, str(entry.get("control", "")), bool(entry.get("matrix", False)))
 
 
 def find_pin(key: str) -> Pin:
