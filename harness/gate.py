@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.bars import mutation, relations, versions
+from harness.bars.bar import Bar, thresholds
 from harness.candidates import BUILT_IN
 from harness.operations import operation as declaration
 from harness.plan import Plan
@@ -16,8 +15,6 @@ from harness.verdict import HOLDS
 
 if TYPE_CHECKING:
     import pandas as pd
-
-BARS = Path(__file__).with_name("gate.toml")
 
 HOLDS_ALL, FELL, INTERRUPTED, INCOMPLETE, WRONG_REQUEST, NOTHING_TRIED = range(6)
 """Exit codes of every command (`design.md`)."""
@@ -31,27 +28,23 @@ GROUP = ["operation", "oracle", "candidate", "device"]
 MEASURED = ["speedup", "speedup_low", "speedup_high", "peak_bytes_oracle", "peak_bytes_candidate"]
 
 
-@dataclass(frozen=True)
-class Bar:
-    """One bar as it was held against the run."""
-
-    bar: str
-    limit: float
-    value: float
-    ok: bool
-    reason: str
+MORE = {"relations": relations, "mutants": mutation, "versions": versions}
+"""Frames that not every run has, and the module that holds bars against each."""
 
 
 def summarise(
-    folder: RunFolder, plan: Plan, *, interrupted: bool = False, lost: tuple[str, ...] = ()
+    folder: RunFolder, plan: Plan | None, *, interrupted: bool = False, lost: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """The summary of a run folder: counts, bars, passed, failed and the exit code.
 
+    `plan` is None where no cases were to be drawn: in a folder of `harness mutate` or `harness matrix` alone.
     `lost` names what could not be tried at all (a worker that never started): exit code 3, never 0.
     """
     verdicts, measurements = folder.frame("verdicts"), folder.frame("measurements")
+    more = {name: frame for name in MORE if len(frame := folder.frame(name))}
     operations = _operations(verdicts)
     bars = [*_tie_bars(verdicts), *_tried_bars(verdicts, plan), *_measured_bars(measurements)]
+    bars += [bar for name, frame in more.items() for bar in MORE[name].bars(frame)]
     held = int(verdicts["verdict"].isin(HOLDS).sum()) if len(verdicts) else 0
     failed = len(verdicts) - held + sum(not bar.ok for bar in bars)
     passed = held + sum(bar.ok for bar in bars)
@@ -59,15 +52,17 @@ def summarise(
         code = INTERRUPTED
     elif lost:
         code = INCOMPLETE
-    elif not len(verdicts) and not len(measurements):
+    elif not len(verdicts) and not len(measurements) and not more:
         code = NOTHING_TRIED
     else:
         code = FELL if failed else HOLDS_ALL
+    # A folder of `mutate` or `matrix` alone is spoken for by their own sentences, unless it did not come that far.
+    own = [] if more and plan is None and code in {HOLDS_ALL, FELL} else [_sentence(operations, failed, code, lost)]
     return {
         "passed": passed,
         "failed": failed,
         "exit_code": code,
-        "sentence": _sentence(operations, failed, code, lost),
+        "sentence": " ".join([*own, *(MORE[name].sentence(frame) for name, frame in more.items())]),
         "lost": list(lost),
         "gate": [vars(bar) for bar in bars],
         "failures": _failures(verdicts),
@@ -115,7 +110,7 @@ def _tie_bars(verdicts: pd.DataFrame) -> list[Bar]:
     bars = []
     if not len(verdicts):
         return bars
-    caps, reason = _bars()["tied_decisions"], "a comparator that calls everything a tie excuses everything"
+    caps, reason = thresholds()["tied_decisions"], "a comparator that calls everything a tie excuses everything"
     for key, rows in verdicts.groupby([*GROUP, "dtype"], sort=True):
         operation, oracle, candidate, _, dtype = key
         if len(rows) < FEWEST_FOR_A_SHARE:
@@ -130,10 +125,10 @@ def _tie_bars(verdicts: pd.DataFrame) -> list[Bar]:
     return bars
 
 
-def _tried_bars(verdicts: pd.DataFrame, plan: Plan) -> list[Bar]:
+def _tried_bars(verdicts: pd.DataFrame, plan: Plan | None) -> list[Bar]:
     """Every pair of the plan was tried: a pair that silently drops out is a failure, not a pass."""
     bars = []
-    if not plan.parity:
+    if plan is None or not plan.parity:
         return bars
     for operation, oracle in plan.pairs():
         for candidate in plan.candidates_of(operation):
@@ -154,7 +149,7 @@ def _tried_bars(verdicts: pd.DataFrame, plan: Plan) -> list[Bar]:
 def _measured_bars(measurements: pd.DataFrame) -> list[Bar]:
     import pandas as pd
 
-    table, bars = _bars(), []
+    table, bars = thresholds(), []
     for row in measurements.to_dict("records"):
         where = f"{row['operation']} {row['workload']} {row['direction']}, {row['candidate']} against {row['oracle']}"
         if not row["pairs"]:
@@ -177,10 +172,6 @@ def _measured_bars(measurements: pd.DataFrame) -> list[Bar]:
                 value = max(row["peak_bytes_candidate"] - own, 0) / oracle
                 bars.append(Bar(f"memory of {where}", bar["at_most"], value, value <= bar["at_most"], bar["reason"]))
     return bars
-
-
-def _bars() -> dict[str, Any]:
-    return tomllib.loads(BARS.read_text())
 
 
 def _applies(bar: dict[str, Any], row: dict[str, Any]) -> bool:

@@ -17,8 +17,15 @@ from typing import IO, Any
 
 FORMAT = 1
 JOURNALS = ("verdicts", "samples", "measurements")
-VERDICT_KEY = ["operation", "oracle", "candidate", "device", "case"]
-"""A verdict appended again (with the file of its shrunk case, say) replaces the earlier one."""
+OPTIONAL = ("relations", "mutants", "versions")
+"""Journals of which a folder has a frame only where something was journaled."""
+KEYS = {
+    "verdicts": ["operation", "oracle", "candidate", "device", "case"],
+    "relations": ["operation", "oracle", "subject", "device", "relation", "case"],
+    "mutants": ["id"],
+    "versions": ["operation", "oracle", "candidate"],
+}
+"""A row appended again (a verdict with the file of its shrunk case, say) replaces the earlier one of its key."""
 
 
 class RunFolderError(ValueError):
@@ -111,7 +118,7 @@ class RunFolder:
 
     def mend(self) -> None:
         """Drop a torn last line of each journal, so that the next append starts on its own line."""
-        for journal in JOURNALS:
+        for journal in (*JOURNALS, *OPTIONAL):
             file = self.path / "journal" / f"{journal}.jsonl"
             if file.exists():
                 content = file.read_bytes()
@@ -137,19 +144,23 @@ class RunFolder:
         """Turn the journals into the Parquet frames, with provenance columns on every row."""
         import pandas as pd
 
-        for journal in JOURNALS:
+        for journal in (*JOURNALS, *OPTIONAL):
             frame = pd.DataFrame(list(self.rows(journal))).assign(**constants)
-            if journal == "verdicts" and len(frame):
-                frame = frame.drop_duplicates(VERDICT_KEY, keep="last")
+            if journal in KEYS and len(frame):
+                frame = frame.drop_duplicates(KEYS[journal], keep="last")
+            if journal in OPTIONAL and not len(frame):
+                continue
             content = io.BytesIO()
             frame.to_parquet(content, index=False)
             self._replace(self.path / f"{journal}.parquet", content.getvalue())
 
     def frame(self, name: str):
-        """One of the Parquet frames."""
+        """One of the Parquet frames; an optional one that was not written is empty."""
         import pandas as pd
 
         file = self.path / f"{name}.parquet"
+        if name in OPTIONAL and not file.exists():
+            return pd.DataFrame()
         try:
             return pd.read_parquet(file)
         except FileNotFoundError as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,16 @@ MEASUREMENTS = (
 )
 """The columns that a report reads; a frame may have more."""
 
+OPTIONAL = {
+    "relations": (
+        *("operation", "oracle", "subject", "device", "relation"),
+        *("dtype", "case", "origin", "verdict", "detail", "replay"),
+    ),
+    "mutants": ("id", "kind", "operator", "file", "line", "before", "after", "verdict", "by", "detail", "seconds"),
+    "versions": ("operation", "oracle", "candidate", "verdict", "settings", "cases", "ties", "detail", "replay"),
+}
+"""Frames that only some run folders have, with their columns; a section of the report each (`reports/sections.py`)."""
+
 NUMBERS = frozenset(
     {
         *(
@@ -44,6 +55,7 @@ NUMBERS = frozenset(
             "pairs",
             "threads",
         ),
+        *("line", "cases", "ties"),
         *("oracle_ns", "candidate_ns", "speedup", "speedup_low", "speedup_high"),
         *("peak_bytes_oracle", "peak_bytes_candidate", "output_bytes", "minimum_bytes"),
     }
@@ -84,6 +96,13 @@ class Run:
     samples: pd.DataFrame | None
     measurements: pd.DataFrame | None
     summary: dict[str, Any] | None
+    frames: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    """The optional frames (`OPTIONAL`) that the folder has, by name."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the folder is of `harness run`; else it holds what its optional frames say, and nothing more."""
+        return self.provenance.get("kind", "run") == "run"
 
     @property
     def failing(self) -> pd.DataFrame | None:
@@ -115,6 +134,11 @@ def read(folder: Path) -> Run:
         samples=_frame(folder / "samples.parquet", SAMPLES),
         measurements=_frame(folder / "measurements.parquet", MEASUREMENTS),
         summary=_summary(folder / "summary.json"),
+        frames={
+            name: frame
+            for name, columns in OPTIONAL.items()
+            if (frame := _frame(folder / f"{name}.parquet", columns)) is not None
+        },
     )
 
 

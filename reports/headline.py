@@ -80,6 +80,8 @@ def notes(run: Run) -> Iterator[str]:
         yield f"{_counted(len(fell), 'bar')} fell: {'; '.join(fell[:SHOWN])}{more}."
     if run.summary is None:
         yield "There is no summary.json, so there is no verdict yet."
+    if not run.whole:
+        return
     if run.verdicts is None or run.verdicts.empty:
         yield f"Parity was not checked{_lacks(run.verdicts, 'verdicts.parquet')}."
     if measured(run) is None:
@@ -108,10 +110,11 @@ def facts(run: Run) -> Iterator[Fact]:
     """The few numbers that a reader looks for first."""
     rows = operations(run)
     cases = sum(row["cases"] for row in rows)
-    oracles = _counted(len({row["oracle"] for row in rows}), "oracle")
-    yield Fact("Cases", text.count(cases), cases, note=f"over {oracles}")
+    if run.whole:
+        oracles = _counted(len({row["oracle"] for row in rows}), "oracle")
+        yield Fact("Cases", text.count(cases), cases, note=f"over {oracles}")
     failing = run.failing
-    if failing is not None:
+    if failing is not None and run.whole:
         yield Fact("Failing cases", text.count(len(failing)), len(failing), BAD if len(failing) else GOOD)
     if cases:
         share = _tie_share(rows)

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reports import charts, headline, tables, text
+from reports import charts, headline, sections, tables, text
 from reports.failures import failures
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ def render(run: Run) -> str:
         failures=found[:SHOWN],
         failing=len(found),
         divergences=tables.divergences(run),
+        whole=run.whole,
+        sections=sections.sections(run),
         gate=tables.gate(run),
         provenance=list(provenance(run)),
         oracles=run.provenance.get("oracles") or [],

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from reports import headline, tables, text
+from reports import headline, sections, tables, text
 from reports.failures import failures
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ def render(run: Run) -> str:
     frame = tables.measured(run)
     if frame is not None:
         parts += ["### Time and memory of one call", _measurements(frame.to_dict("records"))]
+    for section in sections.sections(run):
+        own = [table for table in section.tables if table.rows]
+        if own:
+            parts += [f"### {section.title}", *(part for table in own for part in (escape(table.caption), _of(table)))]
     fell = [row for row in tables.gate(run).rows if row["state"].tone == tables.BAD]
     if fell:
         columns = {"Bar": "bar", "Limit": "limit", "Value": "value", "Reason": "reason"}
