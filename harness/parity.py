@@ -54,6 +54,11 @@ class Shard:
         """Whom the cases are judged for."""
         return self.plan.candidates_of(self.operation)
 
+    @property
+    def allowed(self) -> dict[str, Any]:
+        """What the case strategies may use: what the oracle takes."""
+        return options(self.operation, self.oracle)
+
     def run(self, worker: Worker) -> None:
         """Judge every case once and save a shrunk counterexample of each kind of failure."""
         self.worker = worker
@@ -67,10 +72,9 @@ class Shard:
     def _stored(self) -> Iterator[Case]:
         from cases.pinned import pinned
 
-        allowed = options(self.operation, self.oracle)
-        yield from pinned(self.operation, **allowed)
+        yield from pinned(self.operation, **self.allowed)
         if self.plan.labels:
-            yield from label_cases(self.operation, self.plan, allowed)
+            yield from label_cases(self.operation, self.plan, self.allowed)
 
     def _generated(self) -> list[tuple[str, str, str]]:
         """Judge the generated cases; returns the kinds of failure seen, in order."""
@@ -94,9 +98,7 @@ class Shard:
     def _explore(self, visit: Callable[[Case], None], *, shrink: bool) -> None:
         from harness.drawing import explore
 
-        strategy = import_module(f"cases.{self.operation}").cases(
-            dtypes=self.plan.dtypes, **options(self.operation, self.oracle)
-        )
+        strategy = import_module(f"cases.{self.operation}").cases(dtypes=self.plan.dtypes, **self.allowed)
         explore(strategy, visit, seed=self.plan.seed, examples=int(self.plan.examples * SPARE), shrink=shrink)
 
     def _origin(self, index: int) -> str:

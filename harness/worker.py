@@ -37,6 +37,10 @@ class WorkerSettings:
     """Gigabytes of data of the process; what asks for more fails there, instead of taking the machine down."""
     search_path: tuple[str, ...] = field(default_factory=lambda: tuple(sys.path))
 
+    def open(self, connection: Connection) -> Session:
+        """What answers requests; settings of a command that asks more of its workers open a session of its own."""
+        return Session(connection, self)
+
 
 def serve(connection: Connection, settings: WorkerSettings) -> None:
     """Answer requests until the parent closes the connection."""
@@ -50,7 +54,7 @@ def serve(connection: Connection, settings: WorkerSettings) -> None:
         # Upstream prints banners; standard output belongs to the run's own lines.
         os.dup2(nowhere.fileno(), 1)
     try:
-        session = _Session(connection, settings)
+        session = settings.open(connection)
     except Exception as error:  # said to the parent, which ends the run with it
         connection.send(("failed", f"{type(error).__name__}: {error}"))
         return
@@ -68,7 +72,9 @@ def serve(connection: Connection, settings: WorkerSettings) -> None:
             connection.send(("done", answer))
 
 
-class _Session:
+class Session:
+    """What a worker answers: a method a request."""
+
     def __init__(self, connection: Connection, settings: WorkerSettings) -> None:
         import torch
 
@@ -85,6 +91,7 @@ class _Session:
 
     @property
     def provenance(self) -> dict[str, Any]:
+        """Which oracle it holds."""
         return {
             "name": self._oracle.name,
             "version": self._oracle.version,
