@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+
+import reports
 
 SCRIPT = "<script>alert(1)</script>"
 HOSTILE = f"mine{SCRIPT}|`x`\x07]]>"
@@ -241,36 +244,47 @@ def _provenance() -> dict[str, Any]:
     }
 
 
+@functools.cache
+def _frames() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    random = np.random.default_rng(7)
+    return _verdicts(random), *_measured(random)
+
+
+def _write(folder: Path, *, failing: bool = True, bench: bool = True, finished: bool = True, frames: bool = True):
+    (folder / "failures").mkdir(parents=True)
+    verdicts, samples, measurements = (frame.copy() for frame in _frames())
+    if not failing:
+        broken = verdicts.verdict.isin(["mismatch", "timeout"])
+        verdicts.loc[broken, ["verdict", "detail", "output", "replay"]] = ["match", "", "", ""]
+    if frames:
+        verdicts.to_parquet(folder / "verdicts.parquet", index=False)
+    if frames and bench:
+        samples.to_parquet(folder / "samples.parquet", index=False)
+        measurements.to_parquet(folder / "measurements.parquet", index=False)
+    (folder / "run.json").write_text(json.dumps(_provenance()))
+    if finished:
+        (folder / "summary.json").write_text(json.dumps(_summary(verdicts, measurements)))
+    return folder
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """Writes a run folder; keywords take out what a run may lack: failing cases, measurements, the end."""
-
-    def make(*, failing: bool = True, bench: bool = True, finished: bool = True, frames: bool = True) -> Path:
-        random = np.random.default_rng(7)
-        folder = tmp_path / "run"
-        (folder / "failures").mkdir(parents=True)
-        verdicts = _verdicts(random)
-        samples, measurements = _measured(random)
-        if not failing:
-            broken = verdicts.verdict.isin(["mismatch", "timeout"])
-            verdicts.loc[broken, ["verdict", "detail", "output", "replay"]] = ["match", "", "", ""]
-        if frames:
-            verdicts.to_parquet(folder / "verdicts.parquet", index=False)
-        if frames and bench:
-            samples.to_parquet(folder / "samples.parquet", index=False)
-            measurements.to_parquet(folder / "measurements.parquet", index=False)
-        (folder / "run.json").write_text(json.dumps(_provenance()))
-        if finished:
-            (folder / "summary.json").write_text(json.dumps(_summary(verdicts, measurements)))
-        return folder
-
-    return make
+    return functools.partial(_write, tmp_path / "run")
 
 
 @pytest.fixture
 def run_folder(make_run: Callable[..., Path]) -> Path:
     """A finished run with failing cases and hostile names."""
     return make_run()
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with its reports written, for tests that only read: drawing the charts takes seconds."""
+    folder = _write(tmp_path_factory.mktemp("written") / "run")
+    reports.write(folder)
+    return folder
 
 
 class Page(HTMLParser):
@@ -328,7 +342,7 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def parse() -> type[Page]:
     """Turns the source of a page into its elements and tables."""
     return Page

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-import reports
-
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
@@ -40,8 +38,8 @@ def browse(tmp_path: Path) -> Callable[[Path], tuple[str, list[str]]]:
     return open_file
 
 
-def test_opens_without_a_complaint_and_names_are_inert(run_folder: Path, browse: Callable, parse: Callable) -> None:
-    source, console = browse(reports.write(run_folder))
+def test_opens_without_a_complaint_and_names_are_inert(written: Path, browse: Callable, parse: Callable) -> None:
+    source, console = browse(written / "report.html")
     assert console == []
     page = parse(source)
     assert page.text.startswith("Cleanroom: failed ")
@@ -51,19 +49,23 @@ def test_opens_without_a_complaint_and_names_are_inert(run_folder: Path, browse:
     assert len(page.all("button")) == sum(attributes.get("scope") == "col" for attributes in page.all("th"))
 
 
-def test_the_policy_holds_in_the_browser(run_folder: Path, browse: Callable) -> None:
+def test_the_policy_holds_in_the_browser(written: Path, tmp_path: Path, browse: Callable) -> None:
     """Markup that got past the escaping would still not run, and the console would tell."""
-    file = reports.write(run_folder)
-    broken = file.read_text(encoding="utf-8").replace("<main>", "<main><script>document.title='owned'</script>")
+    file = tmp_path / "broken.html"
+    broken = (
+        (written / "report.html")
+        .read_text(encoding="utf-8")
+        .replace("<main>", "<main><script>document.title='owned'</script>")
+    )
     file.write_text(broken, encoding="utf-8")
     source, console = browse(file)
     assert "<title>Cleanroom: failed</title>" in source
     assert any("Content Security Policy" in line for line in console)
 
 
-def test_sorts_and_filters(run_folder: Path, browse: Callable, parse: Callable) -> None:
-    file = reports.write(run_folder)
-    source = file.read_text(encoding="utf-8")
+def test_sorts_and_filters(written: Path, tmp_path: Path, browse: Callable, parse: Callable) -> None:
+    file = tmp_path / "sorted.html"
+    source = (written / "report.html").read_text(encoding="utf-8")
     act = """
     const headings = [...document.querySelectorAll("#table-speed thead button")];
     const heading = headings.find((button) => button.textContent === "Upstream");

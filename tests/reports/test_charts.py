@@ -28,29 +28,31 @@ def test_every_workload_and_factor_is_labelled(run_folder: Path, quantity: chart
     assert f"hungarian: {hostile_name} against ultralytics==8.4.190 on cpu" in texts
 
 
-def test_a_chart_has_a_name_that_says_its_numbers(run_folder: Path) -> None:
-    root = ElementTree.fromstring(charts.draw(frames.read(run_folder), charts.TIME))
-    title = root.find("title")
-    assert root.get("role") == "img"
-    assert root.get("aria-labelledby") == title.get("id")
+@pytest.fixture(scope="module")
+def times(written: Path) -> ElementTree.Element:
+    return ElementTree.fromstring(charts.draw(frames.read(written), charts.TIME))
+
+
+def test_a_chart_has_a_name_that_says_its_numbers(times: ElementTree.Element) -> None:
+    title = times.find("title")
+    assert times.get("role") == "img"
+    assert times.get("aria-labelledby") == title.get("id")
     assert title.text.startswith("Median time of one call")
     assert "tal torch, ultralytics==8.4.190, coco-b1: 6.14 ms against 1.92 ms" in title.text
 
 
-def test_series_differ_in_shape_and_take_their_colours_from_the_page(run_folder: Path) -> None:
-    root = ElementTree.fromstring(charts.draw(frames.read(run_folder), charts.TIME))
-    drawn = {(path.get("fill"), path.get("d")) for path in root.iter("path") if path.get("fill")}
+def test_series_differ_in_shape_and_take_their_colours_from_the_page(times: ElementTree.Element) -> None:
+    drawn = {(path.get("fill"), path.get("d")) for path in times.iter("path") if path.get("fill")}
     shapes = {colour: {d for fill, d in drawn if fill == colour} for colour in charts.COLOURS}
     assert all(shapes.values())
     assert not set.intersection(*shapes.values())
 
 
-def test_points_stand_in_the_order_of_the_numbers(run_folder: Path) -> None:
+def test_points_stand_in_the_order_of_the_numbers(written: Path, times: ElementTree.Element) -> None:
     """The position of every point is its number on the axis: sorting by either gives one order."""
-    run = frames.read(run_folder)
-    root = ElementTree.fromstring(charts.draw(run, charts.TIME))
+    run = frames.read(written)
     fill = "var(--candidate)"
-    legend_and_points = [p for p in root.iter("path") if p.get("fill") == fill and p.get("transform")]
+    legend_and_points = [p for p in times.iter("path") if p.get("fill") == fill and p.get("transform")]
     drawn = [float(p.get("transform").split("(")[1].split(",")[0]) for p in legend_and_points]
     values = run.measurements["candidate_ns"].tolist()
     drawn = drawn[: len(values)]  # the legend comes last

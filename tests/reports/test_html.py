@@ -18,13 +18,13 @@ from reports import frames, text
 MOST_BYTES = 3_000_000
 
 
-@pytest.fixture
-def page(run_folder: Path, parse: Callable):
-    return parse(reports.write(run_folder).read_text(encoding="utf-8"))
+@pytest.fixture(scope="module")
+def page(written: Path, parse: Callable):
+    return parse((written / "report.html").read_text(encoding="utf-8"))
 
 
-def test_parity_table_is_the_summary_and_the_worst_error_of_the_frame(run_folder: Path, page) -> None:
-    run = frames.read(run_folder)
+def test_parity_table_is_the_summary_and_the_worst_error_of_the_frame(written: Path, page) -> None:
+    run = frames.read(written)
     rows = page.tables["parity"]
     assert len(rows) == len(run.summary["operations"])
     for row, expected in zip(rows, run.summary["operations"], strict=True):
@@ -38,8 +38,8 @@ def test_parity_table_is_the_summary_and_the_worst_error_of_the_frame(run_folder
         assert float(row["Worst error"][1]) == run.verdicts[same]["error"].max()
 
 
-def test_speed_and_memory_tables_are_the_frame(run_folder: Path, page) -> None:
-    frame = frames.read(run_folder).measurements
+def test_speed_and_memory_tables_are_the_frame(written: Path, page) -> None:
+    frame = frames.read(written).measurements
     columns = {
         "speed": {
             "Upstream": "oracle_ns",
@@ -159,8 +159,8 @@ def test_hostile_names_make_no_element_and_no_attribute(page) -> None:
     assert not re.search(r"[\x00-\x08\x0b-\x1f]", page.text)
 
 
-def test_nothing_comes_from_outside(run_folder: Path, page) -> None:
-    source = (run_folder / "report.html").read_bytes()
+def test_nothing_comes_from_outside(written: Path, page) -> None:
+    source = (written / "report.html").read_bytes()
     assert len(source) < MOST_BYTES
     assert b"://" not in source
     for tag, attributes in page.elements:
@@ -170,8 +170,8 @@ def test_nothing_comes_from_outside(run_folder: Path, page) -> None:
         assert attributes.get("href", "#").startswith("#")
 
 
-def test_the_policy_admits_this_style_and_this_script_only(run_folder: Path, page) -> None:
-    source = (run_folder / "report.html").read_text(encoding="utf-8")
+def test_the_policy_admits_this_style_and_this_script_only(written: Path, page) -> None:
+    source = (written / "report.html").read_text(encoding="utf-8")
     (policy,) = [tag["content"] for tag in page.all("meta") if tag.get("http-equiv") == "Content-Security-Policy"]
     assert policy.startswith("default-src 'none'; ")
     assert "unsafe" not in policy

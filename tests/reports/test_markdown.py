@@ -7,13 +7,11 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-import reports
-from reports import markdown
+from reports import frames, markdown
 
 
 def _written(folder: Path) -> str:
-    reports.write(folder)
-    return (folder / "summary.md").read_text(encoding="utf-8")
+    return markdown.render(frames.read(folder))
 
 
 def _tables(source: str) -> list[list[list[str]]]:
