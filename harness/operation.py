@@ -58,11 +58,17 @@ class Upstream:
     """How one upstream package serves as oracle of an operation.
 
     `options` narrows what the case strategy may draw for a version; `era` gives the keyword settings under
-    which a candidate must behave like that version (`spec/eras.md`).
+    which a candidate must behave like that version (`spec/eras.md`). `since` is the first release that has the
+    operation, where the package is older than it.
     """
 
     options: Callable[[str], dict[str, Any]] = field(default=lambda version: {})
     era: Callable[[str], dict[str, Any]] = field(default=lambda version: {})
+    since: tuple[int, ...] = ()
+
+    def has(self, version: str) -> bool:
+        """Whether that version has the operation."""
+        return release(version) >= self.since
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import reference
+
+if TYPE_CHECKING:
+    from harness.operation import Operation
 
 
 def pins() -> list[str]:
@@ -24,6 +27,12 @@ def package(oracle: str) -> str:
 def version(oracle: str) -> str:
     """The version of an oracle that is present; OracleError says how to bring one that is not."""
     return locate(oracle).version
+
+
+def has(oracle: str, operation: Operation) -> bool:
+    """Whether an oracle answers an operation; OracleError where that hangs on its version and it is not present."""
+    upstream = operation.upstreams.get(package(oracle))
+    return upstream is not None and (not upstream.since or upstream.has(version(oracle)))
 
 
 def locate(oracle: str) -> reference.Location:

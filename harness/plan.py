@@ -63,7 +63,7 @@ class Plan:
             (name, oracle)
             for name in self.operations
             for oracle in self.oracles
-            if oracles.package(oracle) in operation(name).upstreams and self.candidates_of(name)
+            if oracles.has(oracle, operation(name)) and self.candidates_of(name)
         ]
 
     def worker(self, oracle: str, threads: int) -> WorkerSettings:

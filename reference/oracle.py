@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from reference.absent import stand_in_for_absent
+from reference.absent import skip, stand_in_for_absent
 from reference.bound import Bound
 from reference.cache import cache_folder, oracle_folder
 from reference.errors import OracleError, RequestError
@@ -140,6 +140,7 @@ def load(spec: OracleSpec, cache: Path | None = None) -> Oracle:
         _quieten((cache or cache_folder()) / "settings", oracle)
         stand_in_for_torchvision(package.torchvision)
         stand_in_for_absent(package.unused)
+        skip(package.skipped)
         install_shells(oracle.root, oracle.version, package.shells)
         if not package.shells:  # small enough to be imported as it is
             sys.path.insert(0, str(oracle.root))

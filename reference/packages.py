@@ -16,13 +16,15 @@ class Package:
     the package is imported as it is.
 
     `operations`: operation -> module with `bind(tensors, settings)` and `quantities(tensors, settings)`.
-    `unused`: modules that it imports and no adapter's call reaches (`reference/absent.py`).
+    `unused`: modules that it imports and no adapter's call reaches (`reference/absent.py`); `skipped`: such ones
+    that would bring trainers and data loaders along, and are not run even where they are.
     """
 
     shells: Mapping[str, tuple[str, ...]]
     operations: Mapping[str, str]
     torchvision: Torchvision
     unused: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
 
 def _modules(package: str, *operations: str) -> dict[str, str]:
@@ -35,11 +37,12 @@ PACKAGES = {
         operations=_modules(
             "ultralytics",
             *("tal", "hungarian"),
-            *("make_anchors", "dist2bbox", "bbox2dist", "dfl_decode", "bbox_iou"),
+            *("make_anchors", "dist2bbox", "bbox2dist", "dfl_decode", "bbox_iou", "probiou"),
             *("dfl_loss", "bbox_loss", "class_bce", "varifocal_loss", "focal_loss"),
             *("v8_detection_loss", "v10_detection_loss", "rtdetr_loss"),
         ),
         torchvision=Torchvision.VERSION,
+        unused=("pkg_resources", "thop", "git", "IPython", "sentry_sdk"),
     ),
     "yolox": Package(
         # `visualize`, imported last and only if asked, is for checkouts newer than the release.
@@ -74,16 +77,21 @@ AUDITED = {
     "torch_linear_assignment": ("torch_linear_assignment",),
 }
 
-#: The first releases of ultralytics kept everything beneath `ultralytics.yolo`.
+#: Packages of the first releases of ultralytics, which kept everything beneath `ultralytics.yolo`.
+_FIRST = ("ultralytics", "ultralytics.yolo", "ultralytics.yolo.v8", "ultralytics.yolo.v8.detect")
+_FIRST += ("ultralytics.vit", "ultralytics.vit.utils")
+#: What their detection criterion imports, which until 8.0.100 stood beside its trainer.
+_TRAINING = ("hydra", "ultralytics.nn", "ultralytics.nn.tasks")
+_TRAINING += ("ultralytics.yolo.engine", "ultralytics.yolo.engine.trainer")
+_LOADERS = ("ultralytics.yolo.data", "ultralytics.yolo.data.dataloaders", "ultralytics.yolo.data.dataloaders.v5loader")
 _ULTRALYTICS_YOLO = replace(
     PACKAGES["ultralytics"],
-    shells={"ultralytics": (), "ultralytics.yolo": ()},
-    torchvision=Torchvision.IMPORTED,
-    unused=("pkg_resources", "thop"),
+    shells=dict.fromkeys(_FIRST, ()),
+    skipped=_TRAINING + _LOADERS,
 )
 
 
 def package_at(name: str, root: Path) -> Package:
     """The package of that name as its release in `root` is laid out."""
-    former = name == "ultralytics" and (root / name / "yolo").is_dir()
+    former = name == "ultralytics" and not (root / name / "utils").is_dir()
     return _ULTRALYTICS_YOLO if former else PACKAGES[name]

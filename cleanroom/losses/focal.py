@@ -39,7 +39,7 @@ def varifocal_loss(
         gt_score: soft targets q in [0, 1], of the shape of `pred_score`.
         label: y in {0, 1}, floating or integer, broadcastable.
         gamma, alpha: exponent and factor of the weight of negatives.
-        vfl_reduction: "mean" over dim 1, then the sum (8.0.118 on); "sum" over everything (before).
+        vfl_reduction: "mean" over dim 1, then the sum (8.0.119 on); "sum" over everything (before).
 
     Returns:
         0-dim, in the dtype that the inputs and float32 promote to; NaN where dim 1 has size 0 and no other has.

@@ -32,7 +32,9 @@ OPERATION = Operation(
         Setting("alpha", 0.25, "weight of positives, or one a class; none above 0: no weights"),
     ),
     outputs=(Output("loss", "()", "that of label", "mean over N, sum over the rest"),),
-    upstreams={"ultralytics": Upstream(options=lambda version: {"listed": release(version) >= LISTED_SINCE})},
+    upstreams={
+        "ultralytics": Upstream(options=lambda version: {"listed": release(version) >= LISTED_SINCE}, since=(8, 0, 119))
+    },
     candidates={"torch": DropIn(_bind)},
     predictions=("pred",),
     gradients=("pred", "label"),

@@ -17,13 +17,15 @@ from harness.operations.hungarian_compare import compare, spans
 
 TOLERATED_SINCE = {"transformers": (5, 18, 0), "ultralytics": (8, 0, 182)}
 """First release in which a cost that is not finite no longer stops the matcher (`spec/eras.md`)."""
+SINCE = {"ultralytics": (8, 0, 119)}
+"""First release of a package that has the matcher."""
 
 
 def _upstream(name: str, variant: str) -> Upstream:
     def era(version: str) -> dict[str, Any]:
         return {} if release(version) >= TOLERATED_SINCE[name] else {"non_finite": "raise"}
 
-    return Upstream(options=lambda version: {"variant": variant}, era=era)
+    return Upstream(options=lambda version: {"variant": variant}, era=era, since=SINCE.get(name, ()))
 
 
 def _bind(

@@ -78,7 +78,7 @@ OPERATION = Operation(
         Output("queries", "(P,)", "int64", "matched queries, last layer first", decision=True),
         Output("targets", "(P,)", "int64", "their ground truths, counted through the batch", decision=True),
     ),
-    upstreams={"ultralytics": Upstream(options=_options, era=_era)},
+    upstreams={"ultralytics": Upstream(options=_options, era=_era, since=(8, 0, 119))},
     candidates=by_path(rtdetr_loss),
     predictions=("pred_bboxes", "pred_scores", "dn_bboxes", "dn_scores"),
     gradients=("pred_bboxes", "pred_scores", "dn_bboxes", "dn_scores"),

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from reference.bound import Bound
 from reference.errors import RequestError
+from reference.ultralytics.modules import public
 
 
 def bind(tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> Bound:
     """Prepare the call. Releases before 8.4.0 need a `reg_max`: RequestError where the case has none."""
-    from ultralytics.utils.tal import bbox2dist
-
+    bbox2dist = public("utils.tal", "bbox2dist")
     reg_max = settings["reg_max"]
     required = inspect.signature(bbox2dist).parameters["reg_max"].default is inspect.Parameter.empty
     if reg_max is None and required:

@@ -6,13 +6,13 @@ from functools import partial
 from torch import Tensor
 
 from reference.bound import Bound
+from reference.ultralytics.modules import public
 
 SETTINGS = ("xywh", "GIoU", "DIoU", "CIoU", "eps")
 
 
 def bind(tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> Bound:
     """Prepare the call."""
-    from ultralytics.utils.metrics import bbox_iou
-
-    call = partial(bbox_iou, tensors["box1"], tensors["box2"], **{name: settings[name] for name in SETTINGS})
+    function = public("utils.metrics", "bbox_iou")
+    call = partial(function, tensors["box1"], tensors["box2"], **{name: settings[name] for name in SETTINGS})
     return Bound(call, lambda raw: {"iou": raw})

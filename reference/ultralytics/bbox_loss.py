@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reference.bound import Bound
-from reference.ultralytics.losses import loss_class
+from reference.ultralytics.modules import public
 
 ARGUMENTS = (
     "pred_dist",
@@ -24,7 +24,7 @@ OUTPUTS = ("loss_iou", "loss_dfl")
 
 def bind(tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> Bound:
     """Prepare the call. Releases before 8.2.60 are constructed with R - 1; those before 8.4.0 need no image size."""
-    holder = loss_class("BboxLoss")
+    holder = public("utils.loss", "BboxLoss")
     bins = settings["reg_max"]
     loss = holder(bins - 1, use_dfl=bins > 1) if "use_dfl" in inspect.signature(holder).parameters else holder(bins)
     arguments = [tensors[name] for name in ARGUMENTS]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from reference.errors import RequestError
+from reference.ultralytics.modules import public
 
 ASSIGNER_INPUTS = ("pd_scores", "pd_bboxes", "anc_points", "gt_labels", "gt_bboxes", "mask_gt")
 ASSIGNER_OUTPUTS = ("target_labels", "target_bboxes", "target_scores", "fg_mask", "target_gt_idx")
@@ -62,8 +63,7 @@ class Answering:
         mask_gt: Tensor,
     ) -> tuple[Tensor, ...]:
         """Upstream's five outputs."""
-        from ultralytics.utils.metrics import bbox_iou
-
+        bbox_iou = public("utils.metrics", "bbox_iou")
         foreground, index, classes = self.foreground, self.index, pd_scores.shape[-1]
         if gt_bboxes.shape[1] == 0:
             return index, torch.zeros_like(pd_bboxes), torch.zeros_like(pd_scores), foreground, index
@@ -93,10 +93,8 @@ def normalised(outputs: Tensors) -> dict[str, Tensor]:
 
 
 def is_dict_era() -> bool:
-    """Whether this version takes predictions as a dict (8.4.0 on); its criterion then has a `tal_topk` too."""
-    from ultralytics.utils.loss import v8DetectionLoss
-
-    return "tal_topk" in inspect.signature(v8DetectionLoss).parameters
+    """Whether this version takes predictions as a dict (8.4.0 on); its assigner and criterion then know topk2."""
+    return "topk2" in inspect.signature(public("utils.tal", "TaskAlignedAssigner")).parameters
 
 
 def model(settings: Settings, **arguments: object) -> SimpleNamespace:
@@ -130,16 +128,15 @@ def criterion(
 
     Raises RequestError where this version knows no `topk2` and one is asked for.
     """
-    from ultralytics.utils.loss import v8DetectionLoss
-    from ultralytics.utils.tal import TaskAlignedAssigner
-
+    holder = public("utils.loss", "v8DetectionLoss")
     if is_dict_era():
-        found = v8DetectionLoss(model(settings, **arguments), tal_topk=topk, tal_topk2=topk2)
+        found = holder(model(settings, **arguments), tal_topk=topk, tal_topk2=topk2)
     else:
         if topk2 is not None:
             raise RequestError(f"this version of ultralytics has no topk2, and the case sets it to {topk2}")
-        found = v8DetectionLoss(model(settings, **arguments))
-        found.assigner = TaskAlignedAssigner(topk=topk, num_classes=settings["num_classes"], alpha=ALPHA, beta=BETA)
+        found = holder(model(settings, **arguments))
+        assigner = public("utils.tal", "TaskAlignedAssigner")
+        found.assigner = assigner(topk=topk, num_classes=settings["num_classes"], alpha=ALPHA, beta=BETA)
     found.assigner = Recorder(found.assigner if assignment is None else Answering(assignment))
     return found
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reference.bound import Bound
-from reference.ultralytics.losses import loss_class
+from reference.ultralytics.modules import public
 
 
 def bind(tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> Bound:
@@ -16,5 +16,5 @@ def bind(tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> Bound
     logits, anchor_points = tensors["logits"], tensors["anchor_points"]
     bins = logits.shape[-1] // 4
     holder = SimpleNamespace(use_dfl=bins > 1, proj=torch.arange(bins, dtype=torch.float32, device=logits.device))
-    call = partial(loss_class("v8DetectionLoss").bbox_decode, holder, anchor_points, logits)
+    call = partial(public("utils.loss", "v8DetectionLoss").bbox_decode, holder, anchor_points, logits)
     return Bound(call, lambda raw: {"boxes": raw})

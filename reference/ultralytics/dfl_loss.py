@@ -8,7 +8,7 @@ from torch import Tensor
 
 from reference.bound import Bound
 from reference.errors import RequestError
-from reference.ultralytics.losses import loss_class
+from reference.ultralytics.modules import public
 
 ARGUMENTS = ("pred_dist", "target")
 
@@ -22,7 +22,7 @@ def bind(tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> Bound
     pred_dist, target = (tensors[name] for name in ARGUMENTS)
     bins = pred_dist.shape[-1]
     try:
-        loss = loss_class("DFLoss")(bins)
+        loss = public("utils.loss", "DFLoss")(bins)
     except RequestError:
         loss = _method()
         target = target.clamp(0, bins - 1.01)
@@ -30,7 +30,7 @@ def bind(tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> Bound
 
 
 def _method() -> Callable[[Tensor, Tensor], Tensor]:
-    holder = loss_class("BboxLoss")
+    holder = public("utils.loss", "BboxLoss")
     for name, member in vars(holder).items():
         if isinstance(member, staticmethod) and tuple(inspect.signature(getattr(holder, name)).parameters) == ARGUMENTS:
             return getattr(holder, name)

@@ -6,11 +6,11 @@ from functools import partial
 from torch import Tensor
 
 from reference.bound import Bound
+from reference.ultralytics.modules import public
 
 
 def bind(tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> Bound:
     """Prepare the call."""
-    from ultralytics.utils.tal import dist2bbox
-
-    call = partial(dist2bbox, tensors["distance"], tensors["anchor_points"], settings["xywh"], settings["dim"])
+    function = public("utils.tal", "dist2bbox")
+    call = partial(function, tensors["distance"], tensors["anchor_points"], settings["xywh"], settings["dim"])
     return Bound(call, lambda raw: {"boxes": raw})

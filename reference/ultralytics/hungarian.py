@@ -8,6 +8,7 @@ from torch import Tensor
 from reference.bound import Bound
 from reference.errors import RequestError
 from reference.pairs import join_pairs
+from reference.ultralytics.modules import public
 
 VARIANT = "rtdetr"
 SETTINGS = ("use_fl", "alpha", "gamma")
@@ -15,12 +16,11 @@ SETTINGS = ("use_fl", "alpha", "gamma")
 
 def bind(tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> Bound:
     """Prepare the call; raises RequestError for a case of another variant."""
-    from ultralytics.models.utils.ops import HungarianMatcher
-
     if settings["variant"] != VARIANT:
         raise RequestError(f"hungarian: ultralytics answers variant {VARIANT!r}, the case is {settings['variant']!r}")
+    holder = public("models.utils.ops", "HungarianMatcher")
     gains = {term: settings[f"{term}_cost"] for term in ("class", "bbox", "giou")}
-    matcher = HungarianMatcher(cost_gain=gains, **{name: settings[name] for name in SETTINGS})
+    matcher = holder(cost_gain=gains, **{name: settings[name] for name in SETTINGS})
     arguments = (tensors["pred_boxes"], tensors["logits"], tensors["boxes"], tensors["labels"])
     return Bound(partial(matcher, *arguments, list(settings["sizes"])), join_pairs)
 

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from reference.bound import Bound
+from reference.ultralytics.modules import public
 
 
 def bind(tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> Bound:
     """Prepare the call: maps are the tensors feat0, feat1, ...; a tensor `sizes` stands for all of them."""
-    from ultralytics.utils.tal import make_anchors
-
     strides = settings["strides"]
     if settings["strides_as"] == "tensor":
         strides = torch.tensor(strides, dtype=torch.float32)
     maps = [tensors[name] for name in sorted(tensors) if name.startswith("feat")]
-    call = partial(make_anchors, tensors.get("sizes", maps), strides, settings["grid_cell_offset"])
+    function = public("utils.tal", "make_anchors")
+    call = partial(function, tensors.get("sizes", maps), strides, settings["grid_cell_offset"])
     return Bound(call, _translate)
 
 

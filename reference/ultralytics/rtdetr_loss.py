@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from reference.bound import Bound
 from reference.errors import RequestError
 from reference.pairs import join_pairs
+from reference.ultralytics.modules import public
 
 MATCHER_INPUTS = ("pred_boxes", "logits", "boxes", "labels")
 """What the matcher is called with, before the ground truths of each image, by the names of `hungarian`."""
 
+CLASSES = ("DETRLoss", "RTDETRDetectionLoss")
 SETTINGS = ("loss_gain", "aux_loss", "use_fl", "use_vfl", "use_uni_match", "uni_match_ind")
 FOCAL = {"gamma": 1.5, "alpha": 0.25}
 """Settings since 8.3.117, and what they were before."""
@@ -107,10 +109,9 @@ def _criterion(
     tensors: Tensors, settings: Settings, assignment: Tensors | None = None
 ) -> tuple[nn.Module, tuple[Any, ...]]:
     """The criterion with its matcher recorded, and what it is called with."""
-    from ultralytics.models.utils.loss import DETRLoss, RTDETRDetectionLoss
-
+    plain, denoising = (public("models.utils.loss", name) for name in CLASSES)
     focal = {name: settings[name] for name in FOCAL}
-    if "gamma" not in inspect.signature(DETRLoss).parameters:
+    if "gamma" not in inspect.signature(plain).parameters:
         if focal != FOCAL:
             raise RequestError(f"this version of ultralytics knows {FOCAL} only, and the case sets {focal}")
         focal = {}
@@ -118,16 +119,16 @@ def _criterion(
     batch = {"cls": tensors["cls"], "bboxes": tensors["bboxes"], "gt_groups": list(settings["gt_groups"])}
     predictions = tensors["pred_bboxes"], tensors["pred_scores"]
     if "dn_bboxes" in tensors:
-        criterion = RTDETRDetectionLoss(settings["num_classes"], **chosen)
+        criterion = denoising(settings["num_classes"], **chosen)
         given = (
             predictions,
             batch,
             tensors["dn_bboxes"],
             tensors["dn_scores"],
-            _dn_meta(RTDETRDetectionLoss, tensors, settings),
+            _dn_meta(denoising, tensors, settings),
         )
     else:
-        criterion = DETRLoss(settings["num_classes"], **chosen)
+        criterion = plain(settings["num_classes"], **chosen)
         given = *predictions, batch
     criterion.matcher = _Recorder(criterion.matcher, assignment)
     criterion.register_forward_pre_hook(lambda *_: criterion.matcher.start())

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from reference.bound import Bound
 from reference.errors import RequestError
+from reference.ultralytics.modules import public
 
 ARGUMENTS = ("pd_scores", "pd_bboxes", "anc_points", "gt_labels", "gt_bboxes", "mask_gt")
 OUTPUTS = ("target_labels", "target_bboxes", "target_scores", "fg_mask", "target_gt_idx")
@@ -21,17 +22,16 @@ def bind(tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> Bound
 
     Raises RequestError where such a release is asked for a `topk2`.
     """
-    from ultralytics.utils.tal import TaskAlignedAssigner
-
+    holder = public("utils.tal", "TaskAlignedAssigner")
     chosen = {name: settings[name] for name in SETTINGS}
-    accepted = inspect.signature(TaskAlignedAssigner).parameters
+    accepted = inspect.signature(holder).parameters
     if "topk2" in accepted:
         chosen |= {"topk2": settings["topk2"], "stride": settings["stride"]}
     elif settings["topk2"] is not None:
         raise RequestError(
             f"tal: this version of ultralytics has no topk2, and the case sets it to {settings['topk2']}"
         )
-    assigner = TaskAlignedAssigner(**chosen)
+    assigner = holder(**chosen)
     return Bound(partial(assigner, *(tensors[name] for name in ARGUMENTS)), translate)
 
 
@@ -43,8 +43,7 @@ def translate(raw: tuple[Tensor, ...]) -> dict[str, Tensor]:
 @torch.no_grad()
 def quantities(tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> dict[str, Tensor]:
     """Return "overlap" (B, n, A): max(CIoU, 0) of every pair, also of pairs that are no candidates."""
-    from ultralytics.utils.metrics import bbox_iou
-
+    bbox_iou = public("utils.metrics", "bbox_iou")
     gt_bboxes, pd_bboxes = tensors["gt_bboxes"], tensors["pd_bboxes"]
     rows = max(1, PAIRS_AT_ONCE // max(1, pd_bboxes.shape[1]))
     images = []

@@ -13,9 +13,12 @@ from torch import Tensor
 from reference.bound import Bound
 from reference.errors import RequestError
 from reference.ultralytics import detection
+from reference.ultralytics.modules import public
 
 BRANCHES = {"o2m": "one2many", "o2o": "one2one"}
-#: topk and topk2 of both branches, as upstream's classes set them.
+#: Upstream's classes of the forms; from 8.2.39 and 8.4.0 on.
+CLASSES = {"ultralytics": "E2EDetectLoss", "e2e": "E2ELoss"}
+#: topk and topk2 of both branches, as those classes set them.
 SELECTIONS = {"ultralytics": ((10, None), (1, None)), "original": ((10, None), (1, None)), "e2e": ((10, None), (7, 1))}
 
 
@@ -84,16 +87,13 @@ def _call(tensors, settings, assignment):
 
 
 def _end_to_end(settings: Mapping[str, object]):
+    form = settings["form"]
     try:
-        from ultralytics.utils.loss import E2EDetectLoss, E2ELoss
-    except ImportError:
-        form = settings["form"]
+        holder = public("utils.loss", CLASSES[form])
+    except RequestError:
         raise RequestError(f"v10_detection_loss: this version of ultralytics has no form {form!r}") from None
-    model = detection.model(settings, epochs=settings["epochs"])
-    if settings["form"] == "ultralytics":
-        return E2EDetectLoss(model)
-    criterion = E2ELoss(model)
-    for _ in range(settings["updates"]):
+    criterion = holder(detection.model(settings, epochs=settings["epochs"]))
+    for _ in range(settings["updates"] if form == "e2e" else 0):
         criterion.update()
     return criterion
 
