@@ -39,10 +39,10 @@ HUNGARIAN = ("hungarian", "hungarian_no_giou", "hungarian_index_shifted")
 
 
 RUNS = {
-    "tal": ("--oracles", "ultralytics==8.4.190", "--examples", "40", *plug(*TAL)),
-    "simota": ("--examples", "40", *plug(*SIMOTA)),
-    "hungarian": ("--oracles", "transformers==5.23.0", "--examples", "40", *plug(*HUNGARIAN)),
-    "linear_sum_assignment": ("--examples", "40", *plug(*ASSIGNMENT)),
+    "tal": ("--oracles", "ultralytics==8.4.190", "--examples", "24", *plug(*TAL)),
+    "simota": ("--examples", "24", *plug(*SIMOTA)),
+    "hungarian": ("--oracles", "transformers==5.23.0", "--examples", "24", *plug(*HUNGARIAN)),
+    "linear_sum_assignment": ("--examples", "24", *plug(*ASSIGNMENT)),
 }
 
 

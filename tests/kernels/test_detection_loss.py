@@ -426,7 +426,7 @@ def test_criterion(batch, changes):
     both(batch, **changes)
 
 
-@settings(max_examples=8, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(drawn.cases(dtypes=("float32", "float16", "bfloat16")))
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 def test_drawn_cases(case):

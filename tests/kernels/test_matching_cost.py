@@ -134,7 +134,7 @@ def drawn(case):
 
 DTYPES = ("float32", "float16", "bfloat16")
 DRAWN = settings(
-    max_examples=10, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=6, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
 
 

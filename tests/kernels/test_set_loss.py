@@ -303,7 +303,7 @@ def test_a_label_that_is_no_class_is_told():
             fused(some, *prepared(some))
 
 
-@settings(max_examples=12, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @drawn(cases(dtypes=("float32", "float16", "bfloat16")).filter(lambda case: "small" in case.tags))
 def test_drawn_scenes(case):
     """Under SciPy's pairs: the kernels of the assignment have tests of their own, and break ties in another way."""
@@ -580,11 +580,10 @@ FAULTS = {
 
 
 def of_all_kinds(module, monkeypatch):
-    """What differs over scenes of every kind, with blocks that are smaller than the data."""
+    """What differs in the first of scenes of every kind that has it, with blocks that are smaller than the data."""
     for name, value in (("ELEMENTS", 16), ("COLUMNS", 4), ("FINISH_TILES", 2)):
         monkeypatch.setattr(module, name, value)
-    found = []
-    for some in (scene(masked=True), met_exactly(), equal_logits()):
+    for some in (met_exactly(), equal_logits(), scene(masked=True)):
         logits, boxes = prepared(some)
         parts = some.labels, some.targets.float(), some.images, some.queries, some.placed
         labels, targets, *_ = given = [part.to(DEVICE) for part in parts]
@@ -596,8 +595,10 @@ def of_all_kinds(module, monkeypatch):
         grads = module._set_loss_backward(
             *coming, logits, boxes, labels, targets, owners, norms, weights, ignore, 2, BBOX, GIOU
         )  # fmt: skip
-        found.append(differences((total, terms, grads[0] + grads[1]), reference(some)))
-    return "; ".join(filter(None, found))
+        found = differences((total, terms, grads[0] + grads[1]), reference(some))
+        if found:
+            return found
+    return ""
 
 
 @pytest.mark.usefixtures("poisoned")
