@@ -5,9 +5,6 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-MOST = 0.25
-"""Cores. Above, a timing is called disturbed: two threads that wait for each other lose more than their share."""
-
 BUSY = ("user", "nice", "system", "irq", "softirq", "steal")
 
 

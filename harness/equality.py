@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from harness.bars.bar import thresholds
 from harness.operation import Tensors
 
-FLOOR_ULPS = 8
+BUDGET = thresholds()["error_budget"]
+FLOOR_ULPS = BUDGET["floor_ulps"]
 """Error that any evaluation order may make, in units in the last place of the output's scale."""
-MOVES = 4
+MOVES = BUDGET["moves"]
 """Float64 evaluations on moved inputs that measure the truth's own sensitivity."""
-SAFETY = 2
+SAFETY = BUDGET["safety"]
 """Moves sample directions, they do not bound them: the largest change seen counts this many times."""
 
 
@@ -88,6 +90,6 @@ def noise(function: Callable[[Tensors], Tensor], tensors: Tensors, names: tuple[
 
 
 def budget(truth: Tensor, oracle: Tensor, sensitivity: Tensor, dtype: torch.dtype) -> Tensor:
-    """Largest error allowed, element by element: twice the oracle's own, a floor of ulps, the sensitivity."""
+    """Largest error allowed, element by element: the oracle's own and more, a floor of ulps, the sensitivity."""
     own = (oracle.double() - truth).abs().nan_to_num(0.0, posinf=0.0)
-    return 2 * own + FLOOR_ULPS * ulp(truth, dtype) + sensitivity
+    return BUDGET["oracle_factor"] * own + FLOOR_ULPS * ulp(truth, dtype) + sensitivity

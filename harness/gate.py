@@ -6,9 +6,8 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from harness.bars import mutation, relations, versions
-from harness.bars.bar import Bar, thresholds
+from harness.bars.bar import Bar, thresholds, tied_cases
 from harness.candidates import BUILT_IN
-from harness.operations import operation as declaration
 from harness.plan import Plan
 from harness.runfolder import RunFolder
 from harness.verdict import HOLDS
@@ -116,7 +115,7 @@ def _tie_bars(verdicts: pd.DataFrame) -> list[Bar]:
         if len(rows) < FEWEST_FOR_A_SHARE:
             continue
         where = f"{operation} in {dtype}, {candidate} against {oracle}"
-        cap, share = declaration(operation).tie_cap.get(dtype, 0.0), float((rows["verdict"] == "tie").mean())
+        cap, share = tied_cases(operation).get(dtype, 0.0), float((rows["verdict"] == "tie").mean())
         bars.append(Bar(f"tied cases of {where}", cap, share, share <= cap, reason))
         decisions = int(rows["decisions"].sum())
         if decisions:

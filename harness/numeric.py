@@ -15,16 +15,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.equality import FLOOR_ULPS, MOVES, SAFETY, coarsest, in_float64, moved, moved_alike, ulp
+from harness.equality import BUDGET, FLOOR_ULPS, MOVES, SAFETY, coarsest, in_float64, moved, moved_alike, ulp
 from harness.operation import AUTOCAST, Tensors, gradient_name
 from harness.verdict import NON_FINITE, Evidence, Finding, worst
 
-OWN_ULPS = 256
+OWN_ULPS = BUDGET["own_ulps"]
 """Units in the last place of an output's scale, up to which the oracle's own error widens the budget of an element
 without the truth's sensitivity."""
 RUNGS = MOVES, 4 * MOVES, 16 * MOVES
 """Moves of the inputs that are made: some at once, more where these do not suffice."""
-WITHOUT_TRUTH_ULPS = 64
+WITHOUT_TRUTH_ULPS = BUDGET["without_truth_ulps"]
 """The stated tolerance where upstream cannot run in float64: two roundings of sums, one of them upstream's."""
 
 
@@ -49,7 +49,7 @@ class Quantity:
         own = (self.theirs - self.truth).abs().nan_to_num(0.0, posinf=0.0)
         # Of the largest element: where one all but cancels, its own units say nothing of how upstream rounds.
         scale = unit.max() if unit.numel() else unit
-        allowed = 2 * torch.minimum(own, OWN_ULPS * scale + slack) + self.floor * unit + slack
+        allowed = BUDGET["oracle_factor"] * torch.minimum(own, OWN_ULPS * scale + slack) + self.floor * unit + slack
         # The truth rounds too, less by the ratio of the roundings: it is no better where it all but cancels.
         allowed = allowed + SAFETY * own * (torch.finfo(torch.float64).eps / torch.finfo(self.dtype).eps)
         allowed = allowed + torch.finfo(self.dtype).smallest_normal

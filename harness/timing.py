@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from harness import accelerator
-from harness.disturbance import MOST
+from harness.bars.bar import thresholds
 from harness.operations import operation as declaration
 from harness.parity import options
 from harness.pool import Worker, WorkerFailed, WorkerLost
@@ -90,7 +90,10 @@ def take(plan: Plan, row: Row, folder: RunFolder, worker: Worker, threads: int) 
         folder.append("measurements", [{**identity, **_nothing(), "note": str(lost), "threads": threads}])
         return
     samples, oracle, candidate = (answer.pop(name) for name in ("samples", "oracle", "candidate"))
-    ratio = paired_ratio(oracle, candidate, seed=plan.seed)
+    judged = thresholds()["timing"]
+    ratio = paired_ratio(
+        oracle, candidate, confidence=judged["confidence"], dead_band=judged["dead_band"], seed=plan.seed
+    )
     folder.append("samples", [{**identity, **sample} for sample in samples])
     line = {
         "pairs": ratio.pairs,
@@ -102,7 +105,7 @@ def take(plan: Plan, row: Row, folder: RunFolder, worker: Worker, threads: int) 
         "verdict": ratio.verdict,
         "threads": threads,
     }
-    if answer["other_cores"] > MOST:
+    if answer["other_cores"] > judged["other_cores"]:
         # Nothing was found out about the code: shown, and judged by no bar.
         line["verdict"] = "disturbed"
         answer["note"] = f"other processes used {answer['other_cores']:.1f} cores. {answer['note']}".rstrip(" .")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,12 @@ class Bar:
     reason: str
 
 
-def thresholds() -> dict[str, Any]:
+@cache
+def thresholds() -> Mapping[str, Any]:
     """The tables of `harness/gate.toml`."""
     return tomllib.loads(THRESHOLDS.read_text())
+
+
+def tied_cases(operation: str) -> Mapping[str, float]:
+    """The largest share of cases that may be ties, by dtype; what is not given may not tie at all."""
+    return thresholds()["tied_cases"].get(operation, {})

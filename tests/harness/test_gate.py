@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from harness.bars.bar import tied_cases
 from harness.gate import FELL, HOLDS_ALL, INCOMPLETE, INTERRUPTED, NOTHING_TRIED, summarise
-from harness.operations import operation
 from harness.plan import Plan
 from harness.runfolder import RunFolder
 
@@ -84,7 +84,7 @@ def test_too_few_cases_fall(gate):
 
 
 def test_too_many_tied_cases_fall(gate):
-    ties = math.floor(100 * operation("tal").tie_cap["float32"]) + 1
+    ties = math.floor(100 * tied_cases("tal")["float32"]) + 1
     assert fallen(gate([{"verdict": "tie"}] * ties + [{}] * (100 - ties))) == ["tied"]
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from harness import timing
-from harness.disturbance import MOST, Reading, other_cores
+from harness.bars.bar import thresholds
+from harness.disturbance import Reading, other_cores
 from harness.plan import Plan
 from harness.pool import WorkerFailed, WorkerLost
 from harness.runfolder import RunFolder
@@ -57,7 +58,7 @@ def test_a_quiet_machine_gives_a_finding(line):
 
 
 def test_a_busy_machine_gives_none_and_says_so(line):
-    row = line(Stub(other_cores=MOST + 0.5))
+    row = line(Stub(other_cores=thresholds()["timing"]["other_cores"] + 0.5))
     assert row["verdict"] == "disturbed"
     assert "other processes used 0.8 cores" in row["note"]
 
