@@ -37,6 +37,7 @@ NAMES = (
     "bbox2dist",
     "dfl_decode",
     "bbox_iou",
+    "probiou",
 )
 
 

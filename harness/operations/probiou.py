@@ -1,0 +1,43 @@
+"""`probiou`: similarity of rotated boxes as Gaussians, paired and pairwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cleanroom.boxes import batch_probiou, probiou
+from harness.operation import Input, Operation, Output, Setting, Tensors, Upstream, release
+
+FLOOR_SINCE = (8, 4, 84)
+
+
+def _options(version: str) -> dict[str, Any]:
+    return {"floor": release(version) >= FLOOR_SINCE}
+
+
+def _torch(*, pairwise: bool, eps: float, **given: Any) -> Tensors:
+    if pairwise:
+        return {"similarity": batch_probiou(given["obb1"], given["obb2"], eps)}
+    return {"similarity": probiou(eps=eps, **given)}
+
+
+OPERATION = Operation(
+    name="probiou",
+    summary="Probabilistic IoU of rotated boxes: 1 minus the Hellinger distance of their Gaussians",
+    source="spec/boxes.md sections 11 and 12; Llerena et al., arXiv:2106.06072",
+    inputs=(
+        Input("obb1", "(N, 5)", "floating", "centre, width, height and angle in radians"),
+        Input("obb2", "(N, 5) or (M, 5)", "floating", "boxes, as many or one; pairwise: any number"),
+    ),
+    settings=(
+        Setting("pairwise", False, "every box with every other: (N, M)"),
+        Setting("CIoU", False, "less the aspect term of complete IoU"),
+        Setting("floor", 0.0, "added to both variances of both boxes; 0.01 in the box loss"),
+        Setting("eps", 1e-7, "added to denominators"),
+    ),
+    outputs=(Output("similarity", "(N, 1) or (N, M)", "promoted", "similarity of each pair"),),
+    upstreams={"ultralytics": Upstream(options=_options)},
+    candidates={"torch": _torch},
+    predictions=("obb1", "obb2"),
+    gradients=("obb1", "obb2"),
+    workloads=("coco-b1", "coco-b16"),
+)
