@@ -1,0 +1,124 @@
+"""One cell of the matrix: an operation against a version, judged under that version's settings and the newest ones."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.bars.versions import controlled
+from harness.matrix.eras import NEWEST, changed, spelled
+from harness.parity import Shard
+from harness.verdict import HOLDS
+
+if TYPE_CHECKING:
+    from cases.case import Case
+
+
+@dataclass
+class Kept:
+    """Stands for the run folder of a shard: verdicts of single cases are not the matrix's rows, files are kept."""
+
+    failures: Path
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def append(self, journal: str, rows: list[dict[str, Any]]) -> None:
+        """Keep the rows here."""
+        self.rows += rows
+
+
+@dataclass
+class Cell(Shard):
+    """All cases of one operation against one version; `own` and `newest` are the era settings of both."""
+
+    own: dict[str, Any] = field(default_factory=dict)
+    newest: dict[str, Any] = field(default_factory=dict)
+    _smallest: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """The candidates, and each under the newest era's settings where those are others."""
+        bases = self.bases
+        return bases if self.own == self.newest else (*bases, *(f"{base}/{NEWEST}" for base in bases))
+
+    @property
+    def bases(self) -> tuple[str, ...]:
+        """The candidates under the version's own settings."""
+        return self.plan.candidates_of(self.operation)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The cell's row of the journal for each candidate, once `run` is through."""
+        return [self._cell(base) for base in self.bases]
+
+    def _cell(self, base: str) -> dict[str, Any]:
+        judged = self._judged(base)
+        row = {
+            "operation": self.operation,
+            "oracle": self.oracle,
+            "candidate": base,
+            "verdict": "equal",
+            "settings": "",
+            "cases": len(judged),
+            "ties": sum(row["verdict"] == "tie" for row in judged),
+            "detail": "",
+            "replay": "",
+        }
+        fell = [row for row in judged if row["verdict"] not in HOLDS]
+        if not judged:
+            return {**row, "verdict": "differs", "detail": "no case was tried"}
+        if fell:
+            worst = self._smallest.get(base) or min(fell, key=lambda row: row["bytes"])
+            verdict = "control" if controlled(self.oracle, self.operation) else "differs"
+            said = f"{len(fell)} of {len(judged)} cases; the smallest: {_said(worst)}"
+            return {**row, "verdict": verdict, "detail": said, "replay": self._command(worst)}
+        if self.own == self.newest:
+            return row
+        settings, others = spelled(changed(self.own, self.newest)), self._judged(f"{base}/{NEWEST}")
+        fell = [row for row in others if row["verdict"] not in HOLDS]
+        if not fell:
+            return {**row, "detail": f"so with the newest settings; the version's own are {settings}"}
+        worst = min(fell, key=lambda row: row["bytes"])
+        said = f"with the newest settings {len(fell)} of {len(others)} cases differ; the smallest: {_said(worst)}"
+        return {**row, "verdict": "settings", "settings": settings, "detail": said}
+
+    def _judged(self, candidate: str) -> list[dict[str, Any]]:
+        return [row for (_, name), row in self.done.items() if name == candidate]
+
+    def _command(self, row: dict[str, Any]) -> str:
+        """What replays a saved case, from the run folder."""
+        command = ["python", "-m", "harness", "replay", row["replay"], "--oracles", self.oracle]
+        target = self.plan.candidates[row["candidate"]]
+        return shlex.join(command + (["--candidate", f"{row['candidate']}={target}"] if target else []))
+
+    def _row(self, case: Case, row: dict[str, Any], seconds: float, index: int) -> dict[str, Any]:
+        size = sum(tensor.nbytes for tensor in case.tensors.values())
+        return {**super()._row(case, row, seconds, index), "bytes": size, "shapes": shapes(case)}
+
+    def _save(self, case: Case, candidate: str) -> str:
+        # Under other settings than the version's own a case is meant to differ: nothing to replay.
+        return "" if "/" in candidate else super()._save(case, candidate)
+
+    def _shrink(self, key: tuple[str, str, str]) -> None:
+        """The first kind of failure of each candidate; its smallest case is judged once more, for its words."""
+        from cases.case import Case
+
+        candidate = key[0]
+        if "/" in candidate or candidate in self._smallest:
+            return
+        super()._shrink(key)
+        replay = self.folder.rows[-1]["replay"] if self.folder.rows[-1].get("shrunk") else ""
+        if replay:
+            case = Case.load(self.folder.failures.parent / replay)
+            row = self._row(case, self._judge(case, (candidate,))[0], 0.0, 0)
+            self._smallest[candidate] = {**row, "replay": replay}
+
+
+def shapes(case: Case) -> str:
+    """`name (2, 3), name (1,)` of a case's tensors, and its dtype."""
+    return f"{case.dtype}, " + ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in case.tensors.items())
+
+
+def _said(row: dict[str, Any]) -> str:
+    where = f" in {row['output']}" if row["output"] else ""
+    return f"{row['verdict']}{where}: {row['detail']} [{row['shapes']}; {row['origin']}]"

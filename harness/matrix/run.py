@@ -1,0 +1,175 @@
+"""A matrix: every cell on a worker of its version, what upstream has against the list, then table and report."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import closing
+from typing import Any
+
+from harness import oracles
+from harness.matrix.cell import Cell, Kept
+from harness.matrix.coverage import coverage
+from harness.matrix.eras import newest
+from harness.matrix.plan import MatrixPlan
+from harness.operations import operation as declaration
+from harness.parity import Interrupted
+from harness.plan import Plan
+from harness.pool import Staff, Worker, WorkerFailed
+from harness.progress import Progress
+from harness.run import finish
+from harness.runfolder import RunFolder
+
+JOURNAL = "versions"
+NAMES = "public names"
+"""What stands in the operation's place in rows on upstream's public names."""
+
+Found = dict[str, Any]
+
+
+def execute(plan: MatrixPlan, folder: RunFolder, run_plan: Plan | None, progress: Progress) -> dict[str, Any]:
+    """Judge the cells that the folder does not hold yet, then write frames, summary and report."""
+    done = {(row["operation"], row["oracle"]) for row in folder.rows(JOURNAL)}
+    pairs = [pair for pair in plan.pairs() if pair not in done]
+    interrupted, lost = False, []
+    try:
+        progress.start("matrix", len(pairs) * plan.examples)
+        found: dict[str, Found] = {}
+
+        def one(pair: tuple[str, str], staff: Staff, stopped: Callable[[], bool]) -> None:
+            oracle = pair[1]
+            with staff.worker(oracle) as worker:
+                if oracle not in found:
+                    found[oracle] = names_of(oracle, worker)
+                folder.append(JOURNAL, cell(plan, folder, pair, found[oracle], worker, stopped, progress))
+
+        lost = in_parallel(plan, sorted(pairs, key=lambda pair: pair[1]), one)
+        found |= listed(plan, {oracle for _, oracle in plan.pairs()} - set(found))
+        folder.append(JOURNAL, list(name_rows(found)))
+    except KeyboardInterrupt:
+        interrupted = True
+    except WorkerFailed as error:
+        lost = [str(error)]
+    return finish(run_plan, folder, interrupted=interrupted, lost=tuple(lost))
+
+
+def in_parallel(
+    plan: MatrixPlan, pairs: Iterable[Any], one: Callable[[Any, Staff, Callable[[], bool]], None]
+) -> list[str]:
+    """`one(pair, staff, stopped)` for each pair; returns why some were lost. Ctrl-C stops all after their case."""
+    stop, staff = threading.Event(), Staff(plan)
+    with closing(staff), ThreadPoolExecutor(plan.workers) as pool:
+        futures = {pool.submit(one, pair, staff, stop.is_set): pair for pair in pairs}
+        try:
+            pending = set(futures)
+            while pending:
+                _, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
+        except KeyboardInterrupt:
+            stop.set()
+            for future in futures:
+                future.cancel()
+            raise
+    lost = []
+    for future, pair in futures.items():
+        error = future.exception()
+        if isinstance(error, WorkerFailed):
+            lost.append(f"{' on '.join(pair)}: {error}")
+        elif error is not None and not isinstance(error, Interrupted):
+            raise error
+    return lost
+
+
+def listed(plan: MatrixPlan, versions: Iterable[str]) -> dict[str, Found]:
+    """The public names that each version has, asked of a worker of its own."""
+    found = {}
+    for oracle in versions:
+        worker = Worker(plan.worker(oracle, 1), plan.time_limit)
+        with closing(worker):
+            found[oracle] = names_of(oracle, worker)
+    return found
+
+
+def names_of(oracle: str, worker: Worker) -> Found:
+    """The public names that a version has."""
+    return worker.request("names", coverage().of_package(oracles.package(oracle)))
+
+
+def cell(
+    plan: MatrixPlan,
+    folder: RunFolder,
+    pair: tuple[str, str],
+    found: Found,
+    worker: Worker,
+    stopped: Callable[[], bool] = bool,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """The rows of one cell, (operation, version), one a candidate."""
+    operation, oracle = pair
+    missing = lacks(operation, oracle, found)
+    if missing:
+        return [_absent(operation, oracle, base, missing) for base in plan.candidates_of(operation)]
+    shard = Cell(
+        plan,
+        operation,
+        oracle,
+        Kept(folder.failures),
+        {},
+        progress=lambda: progress and progress.step(f"{operation} {oracle}"),
+        stopped=stopped,
+        own=worker.request("era", operation),
+        newest=newest(operation, oracles.package(oracle)),
+    )
+    shard.run(worker)
+    return shard.rows()
+
+
+def lacks(operation: str, oracle: str, found: Found) -> str:
+    """Why a version does not have an operation at all, or nothing."""
+    names = coverage().counterparts(operation)
+    if not set(names) & set(found["names"]):
+        unread = "".join(f"; {module} cannot be imported here: {why}" for module, why in found["unread"].items())
+        return f"it has no public {' or '.join(name.rpartition('.')[2] for name in names)}{unread}"
+    if not declaration(operation).upstreams[oracles.package(oracle)].has(oracles.version(oracle)):
+        return "its declaration is of later versions"
+    return ""
+
+
+def _absent(operation: str, oracle: str, candidate: str, why: str) -> dict[str, Any]:
+    empty = {"settings": "", "cases": 0, "ties": 0, "replay": ""}
+    return {
+        "operation": operation,
+        "oracle": oracle,
+        "candidate": candidate,
+        "verdict": "absent",
+        "detail": why,
+        **empty,
+    }
+
+
+def name_rows(found: dict[str, Found]) -> Iterable[dict[str, Any]]:
+    """What upstream has against the list: a row a name without counterpart, not listed, or listed in vain.
+
+    That an entry is stale is only said where every pin of its package was looked at.
+    """
+    import reference
+
+    known, holders = coverage(), {}
+    for oracle, version in found.items():
+        for name in version["names"]:
+            holders.setdefault(name, []).append(oracle)
+        for name in known.unlisted(version):
+            yield _named("unlisted", name, oracle, "in no list of harness/coverage.toml")
+    for name, oracles_ in holders.items():
+        entry = known.entries.get(name)
+        if entry and entry.absent:
+            yield _named("uncovered", name, ", ".join(oracles_), entry.absent)
+    looked = {pin.name for pin in reference.read_pins().values()}
+    looked -= {pin.name for key, pin in reference.read_pins().items() if key not in found}
+    for name in known.stale(found.values(), looked):
+        yield _named("stale", name, "every pin", "no pinned version has it: its entry has outlived it")
+
+
+def _named(verdict: str, name: str, oracle: str, detail: str) -> dict[str, Any]:
+    empty = {"settings": "", "cases": 0, "ties": 0, "replay": ""}
+    return {"operation": NAMES, "oracle": oracle, "candidate": name, "verdict": verdict, "detail": detail, **empty}
