@@ -33,6 +33,8 @@ STRATEGY_VERSION = 1
 _LARGEST_TOPK = 100
 _EXPONENTS = ((1.0, 6.0), (0.5, 6.0), (1.0, 6.0), (0.5, 6.0), (1.0, 1.0), (0.0, 6.0), (2.0, 3.0))
 _EPS = 1e-9
+#: Name of a flaw that former releases don't mind.
+WIDER = "wider-ground-truths"
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,14 @@ def cases(
     topk2: bool = True,
     padding_labels: bool = True,
     empty_batch: bool = True,
+    wider_truths: bool = False,
 ) -> Case:
     """Draw a case in one of `dtypes`.
 
     Older releases know less. Before 8.4.0 there is no second selection: `topk2=False` leaves it None. Before
-    8.4.134 a label that no class has is rejected on padded rows too: `padding_labels=False` keeps them out.
-    8.1.47 rejects a batch of no images with rows: `empty_batch=False`.
+    8.4.134 a label that no class has is rejected on padded rows too: `padding_labels=False` keeps them out. Before
+    8.4.155 a batch of no images with rows is: `empty_batch=False`. Before 8.0.52 ground truths may be wider than
+    predictions: `wider_truths=True` keeps that from being drawn as a flaw.
     """
     pick = drawn(draw)
     dtype = pick.choice(dtypes)
@@ -78,7 +82,7 @@ def cases(
     alpha, beta = pick.choice(_EXPONENTS)
     settings = _settings(scene, topk, None if second is None else min(second, anchors), alpha, beta)
     case = build(scene, dtype, layout, settings, f"drawn:tal/{STRATEGY_VERSION}")
-    return perhaps(pick, FLAWS, case)
+    return perhaps(pick, [flaw for flaw in FLAWS if not (wider_truths and flaw.name == WIDER)], case)
 
 
 def from_labels(
@@ -97,12 +101,20 @@ def from_labels(
     return build(scene, dtype, Layout(), settings, f"labels:{images[0].name}+{len(images) - 1}/{stage}/{seed}")
 
 
-def allows(case: Case, *, topk2: bool = True, padding_labels: bool = True, empty_batch: bool = True) -> bool:
+def allows(
+    case: Case,
+    *,
+    topk2: bool = True,
+    padding_labels: bool = True,
+    empty_batch: bool = True,
+    wider_truths: bool = False,
+) -> bool:
     """Whether `cases` with these options could have drawn `case`."""
     return (
         (topk2 or case.settings["topk2"] is None)
         and (padding_labels or "padding-labels" not in case.tags)
         and (empty_batch or "empty-batch" not in case.tags)
+        and not (wider_truths and WIDER in case.tags)
     )
 
 
@@ -201,5 +213,5 @@ def _wider_ground_truths(tensors: dict[str, Tensor], _: dict[str, Any]) -> bool:
 FLAWS = (
     Flaw("topk-above-anchors", "there are not that many anchors to select", _topk_above_anchors),
     Flaw("label-beyond-classes", "the score of a class that does not exist", _label_beyond_classes),
-    Flaw("wider-ground-truths", "overlaps are written in the dtype of the predictions", _wider_ground_truths),
+    Flaw(WIDER, "overlaps are written in the dtype of the predictions", _wider_ground_truths),
 )

@@ -31,11 +31,12 @@ def take_sparse_path(path: str, *tensors: Tensor) -> bool:
     return data_dependent(*tensors) if path == "auto" else path == "sparse"
 
 
-def choose_path(path: str, *tensors: Tensor) -> str:
+def choose_path(path: str, *tensors: Tensor, has_kernel: bool = True) -> str:
     """Resolve the `path` keyword of what has a kernel to "sparse", "static" or "triton".
 
     "auto" takes kernels on CUDA where Triton is installed, data-dependent shapes on the CPU, and static ones
     elsewhere. Kernels compute in float32: where a tensor is float64, "auto" and "triton" are "static" on a device.
+    `has_kernel` False: settings ask for a former era that kernels do not know; then "triton" is "static" too.
 
     Raises:
         ValueError: `path` is none of `KERNEL_PATHS`.
@@ -45,10 +46,10 @@ def choose_path(path: str, *tensors: Tensor) -> str:
         raise ValueError(f"path must be one of {KERNEL_PATHS}, got {path!r}")
     if path == "auto":
         if all(tensor.device.type == "cuda" for tensor in tensors):
-            return "triton" if runtime.runs_on(*tensors) else "static"
+            return "triton" if has_kernel and runtime.runs_on(*tensors) else "static"
         return "sparse" if data_dependent(*tensors) else "static"
     if path == "triton" and not runtime.runs_on(*tensors):
         if runtime.ABSENT or not any(tensor.dtype == torch.float64 for tensor in tensors):
             raise RuntimeError(f"path 'triton' cannot run here: {runtime.why_not(*tensors)}")
         return "static"
-    return path
+    return "static" if path == "triton" and not has_kernel else path

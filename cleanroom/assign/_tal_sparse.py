@@ -67,7 +67,7 @@ _grid = GridMemory()
 
 
 class Rows(NamedTuple):
-    """The valid ground truths, R of them; all tensors (R,)."""
+    """The valid ground truths, R of them; all tensors (R,). Where all pairs count, every row: padding has no region."""
 
     image: Tensor  # ascending
     index: Tensor  # within the image
@@ -141,14 +141,18 @@ def assign_sparse(scene: Scene, rules: Rules) -> Assignment:
 
 
 def _valid_rows(scene: Scene, rules: Rules) -> Rows:
-    place = _positions(scene.valid.flatten())
+    every = scene.valid.flatten()
+    place = torch.arange(len(every)) if rules.all_pairs else _positions(every)
+    edges = candidate_corners(scene.boxes.flatten(0, 1).index_select(0, place), rules)
+    if rules.all_pairs:
+        edges = tuple(edge.masked_fill(~every, torch.nan) for edge in edges)
     label = scene.labels.flatten().index_select(0, place)
     column = class_index(label, scene.scores.shape[2])
     return Rows(
         place // scene.valid.shape[1],
         place % scene.valid.shape[1],
         gt_terms(scene).map(lambda term: term.flatten().index_select(0, place)),
-        candidate_corners(scene.boxes.flatten(0, 1).index_select(0, place), rules),
+        edges,
         label,
         column,
         bool(((column < 0) | (column >= scene.scores.shape[2])).any()),
@@ -312,7 +316,10 @@ def _filling(pairs: Pairs, count: int, positives: Tensor) -> Tensor:
 
 
 def _resolved(scene: Scene, rows: Rows, proposals: Pairs, rules: Rules) -> Pairs:
-    """Give every anchor that several rows propose to the row containing it with the largest overlap, lowest first."""
+    """Give every anchor that several rows propose to the row containing it with the largest overlap, lowest first.
+
+    Where all pairs count, to any row of its image.
+    """
     batch, anchors, _ = scene.scores.shape
     place = _place(scene, rows, proposals)
     proposers = place.bincount(minlength=batch * anchors)
@@ -328,10 +335,12 @@ def _resolved(scene: Scene, rows: Rows, proposals: Pairs, rules: Rules) -> Pairs
         image = part // anchors
         which, row = _stretches(first[image], rivals[image])
         anchor = (part % anchors).index_select(0, which)
-        x, y = scene.points.index_select(0, anchor).unbind(1)
-        left, top, right, bottom = (edge.index_select(0, row) for edge in rows.edges)
-        contained = _positions(inside(x, left, right) & inside(y, top, bottom))
-        pairs = _weighed(scene, rows, row[contained], anchor[contained], rules)
+        if not rules.all_pairs:
+            x, y = scene.points.index_select(0, anchor).unbind(1)
+            left, top, right, bottom = (edge.index_select(0, row) for edge in rows.edges)
+            contained = _positions(inside(x, left, right) & inside(y, top, bottom))
+            row, anchor = row[contained], anchor[contained]
+        pairs = _weighed(scene, rows, row, anchor, rules)
         place = _place(scene, rows, pairs)
         best.scatter_reduce_(0, place, pairs.overlap, "amax")
         equals = _positions(pairs.overlap == best[place])

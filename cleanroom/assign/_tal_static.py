@@ -57,12 +57,13 @@ def assign_static(scene: Scene, rules: Rules) -> Assignment:
             as_probability(scene.scores.gather(2, columns)).mT,
             rules,
         )
+        rival = usable if rules.all_pairs else usable & contained
         usable &= contained
         proposed = largest(torch.where(usable, metric, 0), rules.topk) & usable
         numbers = row_index[chunk, None]
         proposals += proposed.sum(1)
         owner = torch.maximum(owner, torch.where(proposed, numbers, 0).amax(1))
-        overlap = torch.where(usable, overlap, -1)
+        overlap = torch.where(rival, overlap, -1)
         chunk_best = overlap.amax(1)
         chunk_row = torch.where(overlap == chunk_best[:, None], numbers, rows).amin(1)
         best_row = torch.where(chunk_best > best_overlap, chunk_row, best_row)

@@ -26,6 +26,12 @@ class Rules:
     small_side: float
     edge_round_trip: bool
     ciou_alpha: str
+    pair_domain: str = "candidates"  # or "all": a conflict is settled among all rows, wherever they lie
+
+    @property
+    def all_pairs(self) -> bool:
+        """Whether rows that do not contain an anchor, padding included, may win it from those that propose it."""
+        return self.pair_domain == "all"
 
 
 class Scene(NamedTuple):

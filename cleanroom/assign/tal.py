@@ -36,6 +36,7 @@ if runtime.AVAILABLE:
     from cleanroom.kernels.tal_targets import targets
 
 SMALL_BOX_RULES = ("off", "first_stride", "min_side")
+PAIR_DOMAINS = ("candidates", "all")
 DEFAULT_STRIDE = (8, 16, 32)
 
 
@@ -67,6 +68,7 @@ def task_aligned_assign(
     small_box: str = "min_side",
     edge_round_trip: bool = True,
     ciou_alpha: str = "stable",
+    pair_domain: str = "candidates",
     path: str = "auto",
 ) -> TaskAlignedResult:
     """Assign ground truths to anchors; nothing of size B x A x C or B x n x A is built.
@@ -88,6 +90,8 @@ def task_aligned_assign(
             single) to it (8.4.128 on), "first_stride" those below the first to the second (8.4.0 to 8.4.127), "off".
         edge_round_trip: corners take the way to centre form and back (8.4.0 on); needed by `small_box`.
         ciou_alpha: "stable" (8.4.144 on) or "legacy".
+        pair_domain: who may win an anchor that several rows propose: "candidates" those that contain it (8.0.52 on),
+            "all" any row of its image, padding included, the lowest among equals. Kernels know the first only.
         path: "auto", "sparse", "static" or "triton"; see `choose_path`.
 
     Raises:
@@ -98,8 +102,9 @@ def task_aligned_assign(
         RuntimeError: `path` is "triton" where kernels cannot run.
     """
     _check(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt)
-    eras = check_eras(stride, small_box, edge_round_trip, ciou_alpha)
-    path = choose_path(path, pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt)
+    eras = check_eras(stride, small_box, edge_round_trip, ciou_alpha, pair_domain)
+    tensors = pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt
+    path = choose_path(path, *tensors, has_kernel=eras.has_kernel)
     batch, anchors, _ = pd_scores.shape
     rows = gt_bboxes.shape[1]
     if rows == 0:
@@ -132,16 +137,26 @@ class Eras(NamedTuple):
     small_side: float
     edge_round_trip: bool
     ciou_alpha: str
+    pair_domain: str
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether the kernels know these rules."""
+        return self.pair_domain == "candidates"
 
 
-def check_eras(stride: Sequence[float] | None, small_box: str, edge_round_trip: bool, ciou_alpha: str) -> Eras:
+def check_eras(
+    stride: Sequence[float] | None, small_box: str, edge_round_trip: bool, ciou_alpha: str, pair_domain: str
+) -> Eras:
     """Settings as in `task_aligned_assign`; raises its errors."""
     small_below, small_side = _small_box(small_box, stride)
     if small_below and not edge_round_trip:
         raise ValueError(f"edge_round_trip must be True where small_box is not 'off', got small_box {small_box!r}")
     if ciou_alpha not in CIOU_ALPHAS:
         raise ValueError(f"ciou_alpha must be one of {CIOU_ALPHAS}, got {ciou_alpha!r}")
-    return Eras(small_below, small_side, edge_round_trip, ciou_alpha)
+    if pair_domain not in PAIR_DOMAINS:
+        raise ValueError(f"pair_domain must be one of {PAIR_DOMAINS}, got {pair_domain!r}")
+    return Eras(small_below, small_side, edge_round_trip, ciou_alpha, pair_domain)
 
 
 def make_rules(topk: int, topk2: int | None, anchors: int, alpha: float, beta: float, eps: float, eras: Eras) -> Rules:
@@ -180,6 +195,7 @@ class TaskAlignedAssigner(nn.Module):
         small_box: str = "min_side",
         edge_round_trip: bool = True,
         ciou_alpha: str = "stable",
+        pair_domain: str = "candidates",
         path: str = "auto",
     ) -> None:
         super().__init__()
@@ -194,6 +210,7 @@ class TaskAlignedAssigner(nn.Module):
             "small_box": small_box,
             "edge_round_trip": edge_round_trip,
             "ciou_alpha": ciou_alpha,
+            "pair_domain": pair_domain,
             "path": path,
         }
         _small_box(small_box, stride)

@@ -35,7 +35,7 @@ def varifocal_loss(
     entropy is computed in float32 whatever the dtype, as upstream's is; the rest in float32 or wider.
 
     Args:
-        pred_score: (B, N, ...) logits x.
+        pred_score: (B, N, ...) logits x; with "sum" (N,) too.
         gt_score: soft targets q in [0, 1], of the shape of `pred_score`.
         label: y in {0, 1}, floating or integer, broadcastable.
         gamma, alpha: exponent and factor of the weight of negatives.
@@ -49,7 +49,7 @@ def varifocal_loss(
         ValueError: a shape or `vfl_reduction` is wrong.
         TypeError: `pred_score` or `gt_score` is not floating, or `label` is bool.
     """
-    _check("pred_score", pred_score, "gt_score", gt_score)
+    _check("pred_score", pred_score, "gt_score", gt_score, dims=1 if vfl_reduction == "sum" else 2)
     if label.dtype == torch.bool:
         raise TypeError("label must be floating or integer, got torch.bool")
     if vfl_reduction not in VFL_REDUCTIONS:
@@ -271,12 +271,12 @@ def _divisor(x: Tensor) -> int:
     return x.shape[1] or int(x.shape[:1].numel() * x.shape[2:].numel() == 0)
 
 
-def _check(logits_name: str, logits: Tensor, target_name: str, target: Tensor) -> None:
+def _check(logits_name: str, logits: Tensor, target_name: str, target: Tensor, *, dims: int = 2) -> None:
     for name, tensor in ((logits_name, logits), (target_name, target)):
         if not tensor.is_floating_point():
             raise TypeError(f"{name} must be floating, got {tensor.dtype}")
-    if logits.ndim < 2:
-        raise ValueError(f"{logits_name} must have at least 2 dims, got {tuple(logits.shape)}")
+    if logits.ndim < dims:
+        raise ValueError(f"{logits_name} must have at least {dims} dims, got {tuple(logits.shape)}")
     if target.shape != logits.shape:
         raise ValueError(
             f"{target_name} must have the shape of {logits_name}, {tuple(logits.shape)}, got {tuple(target.shape)}"

@@ -72,7 +72,9 @@ def v8_detection_loss(
     small_box: str = "min_side",
     edge_round_trip: bool = True,
     ciou_alpha: str = "stable",
+    pair_domain: str = "candidates",
     reg1_distance: str = "l1",
+    score_sum_floor: bool = True,
     path: str = "auto",
 ) -> DetectionLoss:
     """Loss of a batch of B images with A anchors, C classes and R bins a side; gradient to `boxes` and `scores`.
@@ -100,8 +102,10 @@ def v8_detection_loss(
         max_objects: rows of ground truths an image; default: what the fullest image has, or n on the static path where
             the labels lie on an accelerator too. Given, one compiled graph serves batches of different n.
         anchor_dtype: dtype of the anchor grid; default: that of `boxes`.
-        small_box, edge_round_trip, ciou_alpha: eras of the assigner, see `task_aligned_assign`.
+        small_box, edge_round_trip, ciou_alpha, pair_domain: eras of the assigner, see `task_aligned_assign`.
         reg1_distance: the third term where R = 1: "l1" (8.4.0 on) or "zero".
+        score_sum_floor: S is at least 1 (8.0.11 on); False: S is sum T, and 1 only where that is 0. With it, as with
+            `pair_domain` "all", kernels leave the work to the static path.
         path: "auto", "sparse", "static" or "triton", see `choose_path`; the last two have no shape that depends on
             values.
 
@@ -114,8 +118,8 @@ def v8_detection_loss(
     """
     _check(boxes, scores, batch_idx, cls, bboxes, levels, strides, num_classes, reg_max, ignore_mask)
     _check_settings(gains, reduction, reg1_distance)
-    eras = check_eras(strides, small_box, edge_round_trip, ciou_alpha)
-    chosen = choose_path(path, boxes, scores)
+    eras = check_eras(strides, small_box, edge_round_trip, ciou_alpha, pair_domain)
+    chosen = choose_path(path, boxes, scores, has_kernel=eras.has_kernel and score_sum_floor)
     sparse = chosen == "sparse"
     images, _, anchors = scores.shape
     if class_weights is not None:
@@ -164,7 +168,8 @@ def v8_detection_loss(
     values = target_scores(places, predicted, scores, targets, geometry, ciou_alpha)
     if ignore_mask is not None:
         values = values.masked_fill(ignore_mask[places.image, places.anchor], 0)
-    normaliser = values.sum().clamp(min=1)
+    normaliser = values.sum()
+    normaliser = normaliser.clamp(min=1) if score_sum_floor else torch.where(normaliser > 0, normaliser, 1)
 
     dense = values.new_zeros(images * anchors).index_copy(0, places.image * anchors + places.anchor, values)
     class_term = class_bce(

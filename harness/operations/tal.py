@@ -15,17 +15,20 @@ from harness.operation import DropIn, Input, Operation, Output, Setting, Tensors
 from harness.operations.tal_compare import compare
 
 OUTPUT_NAMES = ("target_labels", "target_bboxes", "target_scores", "fg_mask", "target_gt_idx")
+CANDIDATES_SINCE = (8, 0, 52)
 TOPK2_SINCE = (8, 4, 0)
 MIN_SIDE_SINCE = (8, 4, 128)
 PADDING_LABELS_SINCE = (8, 4, 134)
 STABLE_ALPHA_SINCE = (8, 4, 144)
+EMPTY_BATCH_SINCE = (8, 4, 155)
 
 
 def _options(version: str) -> dict[str, Any]:
     return {
         "topk2": release(version) >= TOPK2_SINCE,
         "padding_labels": release(version) >= PADDING_LABELS_SINCE,
-        "empty_batch": release(version) >= TOPK2_SINCE,
+        "empty_batch": release(version) >= EMPTY_BATCH_SINCE,
+        "wider_truths": release(version) < CANDIDATES_SINCE,
     }
 
 
@@ -34,7 +37,8 @@ def _era(version: str) -> dict[str, Any]:
     small_box = "first_stride" if release(version) >= TOPK2_SINCE else "off"
     if release(version) >= MIN_SIDE_SINCE:
         small_box = "min_side"
-    return {
+    former = {} if release(version) >= CANDIDATES_SINCE else {"pair_domain": "all"}
+    return former | {
         "small_box": small_box,
         "edge_round_trip": release(version) >= TOPK2_SINCE,
         "ciou_alpha": "stable" if release(version) >= STABLE_ALPHA_SINCE else "legacy",

@@ -10,6 +10,8 @@ from torch import Tensor
 from cleanroom.overlap import box_terms, complete_iou
 from harness.operation import Tensors, release
 
+FLOOR_SINCE = (8, 0, 11)
+CANDIDATES_SINCE = (8, 0, 52)
 TOPK2_SINCE = (8, 4, 0)
 MIN_SIDE_SINCE = (8, 4, 128)
 STABLE_ALPHA_SINCE = (8, 4, 144)
@@ -29,7 +31,9 @@ def options(version: str) -> dict[str, Any]:
 def era(version: str) -> dict[str, Any]:
     """Settings under which a criterion behaves like that version (`spec/yolo_losses.md` section 13)."""
     small_box = "first_stride" if release(version) >= TOPK2_SINCE else "off"
-    return {
+    former = {} if release(version) >= CANDIDATES_SINCE else {"pair_domain": "all"}
+    former |= {} if release(version) >= FLOOR_SINCE else {"score_sum_floor": False}
+    return former | {
         "small_box": "min_side" if release(version) >= MIN_SIDE_SINCE else small_box,
         "edge_round_trip": release(version) >= TOPK2_SINCE,
         "ciou_alpha": "stable" if release(version) >= STABLE_ALPHA_SINCE else "legacy",

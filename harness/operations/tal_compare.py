@@ -135,12 +135,18 @@ def _scene(evidence: Evidence) -> Scene:
     metric_high = metric(score + score_noise, high, 1 + slack)
     metric_high = torch.where(metric_high > 0, metric_high + vanish, metric_high)
     nothing = torch.zeros_like(value)
+    rivals = Interval(torch.where(surely, low, nothing), torch.where(maybe, high, nothing))
     return Scene(
         surely,
         maybe,
-        Interval(torch.where(surely, low, nothing), torch.where(maybe, high, nothing)),
+        Interval(low, high) if _all_pairs(evidence) else rivals,
         Interval(torch.where(surely, metric_low, nothing), torch.where(maybe, metric_high, nothing)),
     )
+
+
+def _all_pairs(evidence: Evidence) -> bool:
+    """Whether rows that do not contain an anchor may win it, and then with their metric."""
+    return evidence.era.get("pair_domain") == "all"
 
 
 def _own_class_scores(tensors: Tensors) -> Tensor:
@@ -255,11 +261,11 @@ def _implied_scores(given: Tensors, evidence: Evidence, outputs: Tensors) -> Ten
     settings, foreground, owner = evidence.case.settings, outputs["fg_mask"], outputs["target_gt_idx"]
     overlap = evidence.quantities(given)["overlap"].double()
     metric = _own_class_scores(given) ** settings["alpha"] * overlap ** settings["beta"]
-    # A tie among zeros can hand an anchor to a row that does not contain it; its metric is 0 by definition.
-    stride = list(settings["stride"] or (8, 16, 32))
-    inside = _sides(in_float64(evidence.case.tensors), evidence.era, stride) > -1e-3
-    chosen = torch.nn.functional.one_hot(owner, overlap.shape[1]).bool().transpose(1, 2)
-    chosen = chosen & foreground[:, None] & inside
+    chosen = torch.nn.functional.one_hot(owner, overlap.shape[1]).bool().transpose(1, 2) & foreground[:, None]
+    if not _all_pairs(evidence):
+        # A tie among zeros can hand an anchor to a row that does not contain it; its metric is 0 by definition.
+        stride = list(settings["stride"] or (8, 16, 32))
+        chosen &= _sides(in_float64(evidence.case.tensors), evidence.era, stride) > -1e-3
     zero = torch.zeros_like(metric)
     metric, overlap = torch.where(chosen, metric, zero), torch.where(chosen, overlap, zero)
     best_metric, best_overlap = metric.amax(-1, keepdim=True), overlap.amax(-1, keepdim=True)

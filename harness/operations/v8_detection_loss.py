@@ -60,7 +60,7 @@ def stand_in(settings: dict[str, Any]) -> SimpleNamespace:
 
 def own(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings among them that are the class's own: what `tal_answer.era` gives, and the path."""
-    names = ("small_box", "edge_round_trip", "ciou_alpha", "reg1_distance", "path")
+    names = ("small_box", "edge_round_trip", "ciou_alpha", "pair_domain", "reg1_distance", "score_sum_floor", "path")
     return {name: settings[name] for name in names if name in settings}
 
 
