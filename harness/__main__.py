@@ -6,12 +6,14 @@ import argparse
 import random
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from harness.gate import FELL, HOLDS_ALL, INCOMPLETE, INTERRUPTED, WRONG_REQUEST
 
 SHOWN_DETAIL = 400
 """Characters of a failure's detail in the terminal; the report has all of it."""
+BASELINE_HELP = "what timings are held against: a file of `harness baseline`, or none (default: the project's own)"
 BACKENDS_HELP = "built-in candidates: torch, triton (default: all on CUDA, else torch; none with --candidate)"
 
 
@@ -19,6 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; errors of the request are one line on standard error and exit code 4."""
     from cases.case import CaseError
     from cases.labels import LabelError
+    from harness.baseline import BaselineError
     from harness.operations import UnknownOperation
     from harness.plan import RequestError
     from harness.runfolder import RunFolderError, WriteError
@@ -37,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         return INCOMPLETE
     except (
         RequestError,
+        BaselineError,
         RunFolderError,
         UnknownOperation,
         CaseError,
@@ -59,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     _run_options(command("run", _run, "draw cases, compare candidates with upstream, measure, report, gate"))
+    from harness.matrix import command as versions
+
+    grid = command("matrix", versions.matrix, "every operation against every pinned version; what a new release moved")
+    versions.options(grid, _count, _positive)
     command("list", _list, "operations, oracles, workloads and profiles")
     command("show", _show, "inputs, settings, outputs and calling convention of an operation").add_argument("op")
     look = command("audit", _audit, "compare cleanroom/ with upstream's sources by runs of equal tokens")
@@ -84,6 +92,10 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folder", type=Path)
     gate = command("gate", _gate, "hold a finished run folder against the bars and exit with its code")
     gate.add_argument("folder", type=Path)
+    gate.add_argument("--baseline", metavar="FILE", help=BASELINE_HELP)
+    store = command("baseline", _baseline, "store the timings of a finished run as what later ones are held against")
+    store.add_argument("folder", type=Path)
+    store.add_argument("--file", type=Path, help="where (default: the project's own, harness/baseline.json)")
     command("doctor", _doctor, "versions, devices and oracles present")
     return parser
 
@@ -121,6 +133,7 @@ def _run_options(run: argparse.ArgumentParser) -> None:
         "--memory-limit", type=_positive, metavar="GB", help="memory that one worker may take (default: no limit)"
     )
     run.add_argument("--shrink-seconds", type=_count, metavar="N", help="spent on shrinking a kind of failure")
+    run.add_argument("--baseline", metavar="FILE", help=BASELINE_HELP)
     run.add_argument("--no-bench", action="store_true", help="no measurements")
     run.add_argument("--no-parity", action="store_true", help="no cases, measurements only")
 
@@ -173,11 +186,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace):
     import os
-    from dataclasses import replace
 
     from cases.labels import read_labels
     from cases.workloads import WORKLOADS
-    from harness import plan
+    from harness import baseline, plan
     from harness.candidates import interprets
 
     profile = plan.profile(arguments.profile)
@@ -190,6 +202,7 @@ def _plan(arguments: argparse.Namespace):
     interpreted = interprets(candidates, device)
     if arguments.labels:
         read_labels(arguments.labels)
+    baseline.chosen(arguments.baseline or baseline.STORED)
     wanted = arguments.workloads if arguments.workloads is not None else ",".join(profile["workloads"])
     built = plan.Plan(
         operations=plan.parse_operations(arguments.ops),
@@ -209,6 +222,7 @@ def _plan(arguments: argparse.Namespace):
         memory_limit=arguments.memory_limit,
         row_seconds=profile["row_seconds"],
         shrink_seconds=profile["shrink_seconds"] if arguments.shrink_seconds is None else arguments.shrink_seconds,
+        baseline=arguments.baseline or baseline.STORED,
     )
     if arguments.ops is None:
         built = replace(built, operations=tuple(name for name in built.operations if built.candidates_of(name)))
@@ -320,9 +334,21 @@ def _gate(arguments: argparse.Namespace) -> int:
     from harness.runfolder import RunFolder
 
     folder, run = RunFolder.resume(arguments.folder)
-    summary = summarise(folder, Plan.from_json(run["settings"]), interrupted=run["finished"] is None)
+    plan = Plan.from_json(run["settings"])
+    if arguments.baseline:
+        plan = replace(plan, baseline=arguments.baseline)
+    summary = summarise(folder, plan, interrupted=run["finished"] is None)
     _print_summary(summary, folder.path, folder.read_json("run.json")["settings"]["candidates"])
     return summary["exit_code"]
+
+
+def _baseline(arguments: argparse.Namespace) -> int:
+    from harness import baseline
+    from harness.runfolder import RunFolder
+
+    folder, _ = RunFolder.resume(arguments.folder)
+    sys.stdout.write(baseline.store(folder, arguments.file or baseline.FILE))
+    return HOLDS_ALL
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

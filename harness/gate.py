@@ -5,11 +5,13 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from harness import baseline
 from harness.bars import mutation, relations, versions
 from harness.bars.bar import Bar, thresholds, tied_cases
 from harness.candidates import BUILT_IN
 from harness.plan import Plan
 from harness.runfolder import RunFolder
+from harness.statistics import DECIDABLE
 from harness.verdict import HOLDS
 
 if TYPE_CHECKING:
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
 HOLDS_ALL, FELL, INTERRUPTED, INCOMPLETE, WRONG_REQUEST, NOTHING_TRIED = range(6)
 """Exit codes of every command (`design.md`)."""
 
-DECIDABLE = frozenset({"faster", "slower", "same", "ambiguous"})
-"""Verdicts of a timing that a speed bar may be held against: too few pairs or a busy machine prove nothing."""
 FEWEST_FOR_A_SHARE = 30
 """Cases of a dtype under which a share of ties says nothing, so its cap is not held against the run."""
 
@@ -43,6 +43,8 @@ def summarise(
     more = {name: frame for name in MORE if len(frame := folder.frame(name))}
     operations = _operations(verdicts)
     bars = [*_tie_bars(verdicts), *_tried_bars(verdicts, plan), *_measured_bars(measurements)]
+    stored = baseline.chosen(plan.baseline) if plan and len(measurements) else {}
+    bars += baseline.bars(measurements, stored)
     bars += [bar for name, frame in more.items() for bar in MORE[name].bars(frame)]
     held = int(verdicts["verdict"].isin(HOLDS).sum()) if len(verdicts) else 0
     failed = len(verdicts) - held + sum(not bar.ok for bar in bars)
@@ -61,6 +63,7 @@ def summarise(
         "passed": passed,
         "failed": failed,
         "exit_code": code,
+        "baseline": baseline.said(measurements, stored) if plan and plan.baseline != baseline.NONE else "",
         "sentence": " ".join([*own, *(MORE[name].sentence(frame) for name, frame in more.items())]),
         "lost": list(lost),
         "gate": [vars(bar) for bar in bars],

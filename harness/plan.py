@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import reference
-from harness import oracles
+from harness import baseline, oracles
 from harness.candidates import BUILT_IN, default_candidates, interprets, prepare_interpreter
 from harness.operations import NAMES, UnknownOperation, operation
 from harness.worker import WorkerSettings, plug_in
@@ -43,6 +43,9 @@ class Plan:
     memory_limit: float | None
     row_seconds: float
     shrink_seconds: float
+
+    baseline: str = baseline.STORED
+    """The file of the baseline that timings are held against, "stored" for the project's own, or "none"."""
 
     def as_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` turns back."""

@@ -11,6 +11,9 @@ import numpy as np
 # side of 1 with probability 2 x 0.5^n, which is 1.6% for 7 pairs and 0.8% for 8.
 MINIMUM_PAIRS = 8
 
+DECIDABLE = frozenset({"faster", "slower", "same", "ambiguous"})
+"""Verdicts of a timing that a bar may be held against: too few pairs or a busy machine prove nothing."""
+
 RatioVerdict = Literal["faster", "slower", "same", "ambiguous", "too-few-pairs"]
 
 

@@ -80,6 +80,8 @@ def notes(run: Run) -> Iterator[str]:
         yield f"{_counted(len(fell), 'bar')} fell: {'; '.join(fell[:SHOWN])}{more}."
     if run.summary is None:
         yield "There is no summary.json, so there is no verdict yet."
+    if run.summary is not None and run.summary.get("baseline"):
+        yield text.anything(run.summary["baseline"])
     if not run.whole:
         return
     if run.verdicts is None or run.verdicts.empty:

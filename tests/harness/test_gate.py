@@ -28,6 +28,7 @@ MEASURED = {
     "candidate": "torch",
     "device": "cpu",
     "workload": "coco-b16",
+    "threads": 2,
     "direction": "forward",
     "pairs": 40,
     "note": "",
@@ -53,6 +54,7 @@ def gate(tmp_path):
         plan = Plan(
             ("tal",), ("ultralytics==8.4.190",), {"torch": ""}, "cpu", ("float32",), "quick", 40, 0, (), None,
             parity=True, bench=True, workers=1, time_limit=1, memory_limit=None, row_seconds=1, shrink_seconds=1,
+            baseline="none",
         )  # fmt: skip
         return summarise(folder, plan, **options)
 
