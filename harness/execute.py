@@ -54,10 +54,12 @@ def execute(
     track: bool,
     gradients: tuple[str, ...] = (),
     autocast: str | None = None,
+    weigh: Callable[[Tensor], Tensor] | None = None,
 ) -> Result:
     """Run `call` on copies of `tensors`; with `gradients`, those inputs require gradient and theirs are outputs too.
 
-    `autocast` names the dtype under whose autocast the call, not the backward pass, runs.
+    `autocast` names the dtype under whose autocast the call, not the backward pass, runs; `weigh` gives the weights
+    with which outputs are contracted, `weights` by default.
 
     Side effects found, if `track`: inputs changed, outputs that share memory with an input, outputs that carry
     gradient though no input is meant to, changed global random states, and threads left running.
@@ -71,14 +73,16 @@ def execute(
         with autocasting(given, autocast):
             outputs = dict(call(given))
         effects = _effects(tensors, given, outputs, before, bool(gradients)) if track else ()
-        found = differentiate(outputs, {name: given[name] for name in gradients})
+        found = differentiate(outputs, {name: given[name] for name in gradients}, weigh or weights)
     except Exception as error:  # whatever an implementation raises is its result; the judge decides on it
         return Result(error=Failure(type(error).__name__, str(error)))
     outputs = {n: v.detach() if isinstance(v, Tensor) else v for n, v in outputs.items()}
     return Result(outputs | {gradient_name(n): g for n, g in found.items() if g is not None}, None, effects)
 
 
-def differentiate(outputs: Mapping[str, Any], leaves: Tensors) -> dict[str, Tensor | None]:
+def differentiate(
+    outputs: Mapping[str, Any], leaves: Tensors, weigh: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor | None]:
     """Gradients of the leaves, of all outputs contracted with fixed weights; None where nothing depends on a leaf.
 
     The weights differ from element to element, so that faults cannot cancel in a sum, and are exact in every dtype.
@@ -86,7 +90,7 @@ def differentiate(outputs: Mapping[str, Any], leaves: Tensors) -> dict[str, Tens
     used = [value for value in outputs.values() if isinstance(value, Tensor) and value.requires_grad]
     if not leaves or not used:
         return dict.fromkeys(leaves)
-    found = torch.autograd.grad(used, list(leaves.values()), [weights(value) for value in used], allow_unused=True)
+    found = torch.autograd.grad(used, list(leaves.values()), [weigh(value) for value in used], allow_unused=True)
     return dict(zip(leaves, found, strict=True))
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from harness.relations.declaration import Relations
+
 if TYPE_CHECKING:
     from cases.case import Case
     from harness.judge import Evidence, Finding
@@ -129,8 +131,8 @@ class Operation:
     """What must hold of any result, an oracle at hand or not: None, or what does not hold."""
     minimum_bytes: Callable[[Case, Tensors], int] = read_and_write_once
     """Bytes that must move at least: each input that matters read once, each output written once."""
-    tie_cap: Mapping[str, float] = field(default_factory=dict)
-    """Largest share of tie verdicts that the gate accepts, by dtype (0 if not given): more would excuse anything."""
+    relations: Relations = field(default_factory=Relations)
+    """Where images, rows, anchors and classes lie, for relations that need no oracle, and which there are not."""
 
     @property
     def rejectable(self) -> tuple[str, ...]:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from cases.case import Case
 from cleanroom.boxes import bbox_iou
 from harness.operation import Input, Operation, Output, Setting, Tensors, Upstream, release
+from harness.relations import reasons
+from harness.relations.declaration import Axis, Relations, Scale
+from harness.relations.quantities import largest_with_itself
+from harness.relations.reasons import exempt
 
 STABLE_ALPHA_SINCE = (8, 4, 144)
 
@@ -16,6 +21,25 @@ def _era(version: str) -> dict[str, Any]:
 
 def _torch(**arguments: Any) -> Tensors:
     return {"iou": bbox_iou(**arguments)}
+
+
+def _nothing_held(case: Case) -> bool:
+    """Complete IoU holds the weight of its aspect term fixed."""
+    return not case.settings.get("CIoU")
+
+
+def _pixels(case: Case) -> bool:
+    """Sides beside which an epsilon vanishes."""
+    sides = [
+        case.tensors[name][..., 2:] - (0 if case.settings["xywh"] else case.tensors[name][..., :2])
+        for name in ("box1", "box2")
+    ]
+    return all(bool(((side >= 1) & side.isfinite()).all()) for side in sides)
+
+
+def _rows_of_boxes(case: Case) -> bool:
+    """Boxes in rows."""
+    return all(case.tensors[name].dim() > 1 for name in ("box1", "box2"))
 
 
 OPERATION = Operation(
@@ -39,4 +63,22 @@ OPERATION = Operation(
     predictions=("box1", "box2"),
     gradients=("box1", "box2"),
     workloads=("coco-b1", "coco-b16"),
+    relations=Relations(
+        anchors=Axis({"box1": -2, "box2": -2, "iou": -2}),
+        scale=Scale({"box1": slice(None), "box2": slice(None)}, fits=_pixels),
+        smooth=_nothing_held,
+        gradcheck=("box1", "box2"),
+        monotony=largest_with_itself("box1", "box2", "iou"),
+        free=("box1", "box2"),
+        fits=_rows_of_boxes,
+        exempt=exempt(
+            ground_truths=reasons.NO_ROWS,
+            levels=reasons.NO_LEVELS,
+            classes=reasons.NO_CLASSES,
+            padding=reasons.NO_PADDING,
+            leak=reasons.DIFFERENTIABLE,
+            optimality=reasons.NOTHING_MATCHED,
+            images=reasons.NO_IMAGES,
+        ),
+    ),
 )

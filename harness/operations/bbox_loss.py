@@ -11,6 +11,9 @@ from torch import Tensor
 from cases.case import Case
 from cleanroom.losses.bbox import BboxLoss
 from harness.operation import DropIn, Input, Operation, Output, Setting, Tensors, Upstream, release
+from harness.relations import reasons
+from harness.relations.declaration import Axis, Images, Relations
+from harness.relations.reasons import exempt
 
 NAMES = ("loss_iou", "loss_dfl")
 ROWS = ("pred_dist", "pred_bboxes", "target_bboxes", "target_scores")
@@ -68,4 +71,20 @@ OPERATION = Operation(
     moved=("pred_dist", "pred_bboxes", "anchor_points", "target_bboxes", "target_scores", "target_scores_sum"),
     minimum_bytes=minimum_bytes,
     workloads=("coco-b1", "coco-b16", "crowd-b16"),
+    relations=Relations(
+        images=Images(dict.fromkeys((*ROWS, "fg_mask"), 0)),
+        anchors=Axis({**dict.fromkeys((*ROWS, "fg_mask"), 1), "anchor_points": 0, "stride": 0}),
+        classes=Axis({"target_scores": 2}),
+        # The weight of the aspect term is held fixed, so the gradient of the overlap is not its slope.
+        gradcheck=("pred_dist",),
+        exempt=exempt(
+            ground_truths=reasons.NO_ROWS,
+            levels=reasons.NO_LEVELS,
+            padding=reasons.NO_PADDING,
+            scale=reasons.CELL_UNITS,
+            leak=reasons.DIFFERENTIABLE,
+            optimality=reasons.NOTHING_MATCHED,
+            monotony=reasons.NOTHING_GROWS,
+        ),
+    ),
 )

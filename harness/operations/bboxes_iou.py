@@ -8,6 +8,10 @@ from torch import Tensor
 
 from cleanroom.yolox_boxes import bboxes_iou
 from harness.operation import Input, Operation, Output, Setting, Upstream
+from harness.relations import reasons
+from harness.relations.declaration import Axis, Relations, Scale
+from harness.relations.quantities import largest_with_itself
+from harness.relations.reasons import exempt
 
 
 def _torch(**arguments: Any) -> dict[str, Tensor]:
@@ -29,4 +33,19 @@ OPERATION = Operation(
     predictions=("bboxes_a", "bboxes_b"),
     gradients=("bboxes_a", "bboxes_b"),
     workloads=("coco-b1", "crowd-b16"),
+    relations=Relations(
+        truths=Axis({"bboxes_b": 0, "iou": 1}),
+        anchors=Axis({"bboxes_a": 0, "iou": 0}),
+        scale=Scale({"bboxes_a": slice(None), "bboxes_b": slice(None)}),
+        gradcheck=("bboxes_a", "bboxes_b"),
+        monotony=largest_with_itself("bboxes_a", "bboxes_b", "iou"),
+        exempt=exempt(
+            levels=reasons.NO_LEVELS,
+            classes=reasons.NO_CLASSES,
+            padding=reasons.NO_PADDING,
+            leak=reasons.DIFFERENTIABLE,
+            optimality=reasons.NOTHING_MATCHED,
+            images=reasons.NO_IMAGES,
+        ),
+    ),
 )

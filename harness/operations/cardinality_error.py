@@ -11,6 +11,9 @@ from torch import Tensor
 from cases.case import Case
 from cleanroom.losses.set_criterion import ImageLoss
 from harness.operation import DropIn, Input, Operation, Output, Setting, Tensors, Upstream
+from harness.relations import reasons
+from harness.relations.declaration import Axis, Images, Relations, Rows
+from harness.relations.reasons import exempt
 
 
 def _bind(logits: Tensor, labels: Tensor, *, sizes: list[int]) -> tuple[Callable[[], Any], Callable[[Any], Tensors]]:
@@ -39,4 +42,18 @@ OPERATION = Operation(
     predictions=("logits",),
     minimum_bytes=minimum_bytes,
     workloads=("detr-b16", "coco-b16", "coco-b1"),
+    relations=Relations(
+        images=Images({"logits": 0}, blocks={"labels": "sizes"}, lists=("sizes",), means=("cardinality_error",)),
+        truths=Rows(count=lambda case: case.settings["sizes"], blocks=("labels",)),
+        anchors=Axis({"logits": 1}),
+        classes=Axis({"logits": 2}, last={"logits": 1}, counted={"labels": None}),
+        exempt=exempt(
+            levels=reasons.NO_LEVELS,
+            padding=reasons.RAGGED,
+            scale=reasons.LOGITS,
+            gradcheck=reasons.NO_GRADIENT,
+            optimality=reasons.NOTHING_MATCHED,
+            monotony=reasons.NOTHING_GROWS,
+        ),
+    ),
 )

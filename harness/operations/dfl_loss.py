@@ -9,6 +9,9 @@ from torch import Tensor
 
 from cleanroom.losses.dfl import DFLoss
 from harness.operation import DropIn, Input, Operation, Output, Tensors, Upstream
+from harness.relations import reasons
+from harness.relations.declaration import Axis, Relations
+from harness.relations.reasons import exempt
 
 
 def _bind(pred_dist: Tensor, target: Tensor) -> tuple[Callable[[], Any], Callable[[Any], Tensors]]:
@@ -32,4 +35,19 @@ OPERATION = Operation(
     gradients=("pred_dist",),
     moved=("pred_dist", "target"),
     workloads=("coco-b1", "coco-b16", "crowd-b16"),
+    relations=Relations(
+        anchors=Axis({"target": 0, "pred_dist": 0, "loss": 0}),
+        gradcheck=("pred_dist",),
+        exempt=exempt(
+            ground_truths=reasons.NO_ROWS,
+            levels=reasons.NO_LEVELS,
+            classes=reasons.NO_CLASSES,
+            padding=reasons.NO_PADDING,
+            scale=reasons.CELL_UNITS,
+            leak=reasons.DIFFERENTIABLE,
+            optimality=reasons.NOTHING_MATCHED,
+            monotony=reasons.NOTHING_GROWS,
+            images=reasons.NO_IMAGES,
+        ),
+    ),
 )

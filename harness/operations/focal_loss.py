@@ -8,8 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from cases.case import Case
 from cleanroom.losses.focal import FocalLoss
 from harness.operation import DropIn, Input, Operation, Output, Setting, Tensors, Upstream, release
+from harness.relations import reasons
+from harness.relations.declaration import Axis, Images, Relations
+from harness.relations.quantities import grows_with_wrong_logits
+from harness.relations.reasons import exempt
 
 LISTED_SINCE = (8, 3, 117)
 """First release whose constructor takes gamma and alpha, and one alpha a class."""
@@ -17,6 +22,16 @@ LISTED_SINCE = (8, 3, 117)
 
 def _bind(pred: Tensor, label: Tensor, **settings: Any) -> tuple[Callable[[], Any], Callable[[Any], Tensors]]:
     return partial(FocalLoss(**settings), pred, label), lambda raw: {"loss": raw}
+
+
+def _negatives(case: Case) -> Tensor:
+    """Logits that should be low, where they are not low already."""
+    return (case.tensors["label"] == 0).expand_as(case.tensors["pred"])
+
+
+def _of_images(case: Case) -> bool:
+    """Images, anchors and classes."""
+    return all(tensor.dim() == 3 for tensor in case.tensors.values())
 
 
 OPERATION = Operation(
@@ -39,4 +54,20 @@ OPERATION = Operation(
     predictions=("pred",),
     gradients=("pred", "label"),
     workloads=("detr-b16", "coco-b1"),
+    relations=Relations(
+        images=Images(dict.fromkeys(("pred", "label"), 0)),
+        anchors=Axis(dict.fromkeys(("pred", "label"), 1)),
+        classes=Axis(dict.fromkeys(("pred", "label"), 2), lists=("alpha",)),
+        gradcheck=("pred",),
+        monotony=grows_with_wrong_logits("pred", _negatives, "loss"),
+        fits=_of_images,
+        exempt=exempt(
+            ground_truths=reasons.NO_ROWS,
+            levels=reasons.NO_LEVELS,
+            padding=reasons.NO_PADDING,
+            scale=reasons.LOGITS,
+            leak=reasons.DIFFERENTIABLE,
+            optimality=reasons.NOTHING_MATCHED,
+        ),
+    ),
 )

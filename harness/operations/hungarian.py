@@ -14,6 +14,10 @@ from cleanroom.assign.hungarian import HungarianMatcher, RTDETRHungarianMatcher,
 from harness.candidates import by_path
 from harness.operation import DropIn, Input, Operation, Output, Setting, Tensors, Upstream, release
 from harness.operations.hungarian_compare import compare, spans
+from harness.relations import reasons
+from harness.relations.declaration import Axis, Images, Margins, Relations, Rows
+from harness.relations.matching import no_quantities, optimal, pairs, set_pairs
+from harness.relations.reasons import exempt
 
 TOLERATED_SINCE = {"transformers": (5, 18, 0), "ultralytics": (8, 0, 182)}
 """First release in which a cost that is not finite no longer stops the matcher (`spec/eras.md`)."""
@@ -135,6 +139,23 @@ OPERATION = Operation(
     invariants=invariants,
     minimum_bytes=minimum_bytes,
     workloads=("detr-b16", "coco-b1"),
-    # Twice what drawn cases show. float64: until 8.4.175 RT-DETR's matcher kept it, and identical boxes part there.
-    tie_cap={"float64": 0.35, "float32": 0.02, "bfloat16": 0.15, "float16": 0.35},
+    relations=Relations(
+        images=Images(
+            {"logits": 0, "pred_boxes": 0, "owner": 1}, blocks={"labels": "sizes", "boxes": "sizes"}, lists=("sizes",)
+        ),
+        truths=Rows(count=lambda case: case.settings["sizes"], blocks=("labels", "boxes"), counted={"owner": 1}),
+        anchors=Axis({"logits": 1, "pred_boxes": 1, "owner": 2}),
+        classes=Axis({"logits": 2}, last={"logits": 1}, counted={"labels": None}),
+        optimality=optimal,
+        dense=set_pairs,
+        margins=Margins(no_quantities, restore=pairs),
+        free=("logits", "pred_boxes", "boxes"),
+        exempt=exempt(
+            levels=reasons.NO_LEVELS,
+            padding=reasons.RAGGED,
+            scale=reasons.NORMALISED,
+            gradcheck=reasons.ASSIGNER,
+            monotony=reasons.NOTHING_GROWS,
+        ),
+    ),
 )

@@ -7,13 +7,22 @@ from typing import Any
 
 from torch import Tensor
 
+from cases.case import Case
 from cleanroom.losses.yolox_iou import IOUloss
 from harness.operation import DropIn, Input, Operation, Output, Setting, Tensors, Upstream
+from harness.relations import reasons
+from harness.relations.declaration import Axis, Relations, Scale
+from harness.relations.reasons import exempt
 
 
 def _bind(*, pred: Tensor, target: Tensor, **settings: str) -> tuple[Callable[[], Any], Callable[[Any], Tensors]]:
     module = IOUloss(**settings)
     return lambda: module(pred, target), lambda raw: {"loss": raw}
+
+
+def _each(case: Case) -> bool:
+    """A loss a pair, or their sum; what lies in dims beside the first goes with it."""
+    return case.tensors["pred"].dim() > 1 and case.tensors["pred"].shape == case.tensors["target"].shape
 
 
 OPERATION = Operation(
@@ -35,4 +44,20 @@ OPERATION = Operation(
     predictions=("pred",),
     gradients=("pred", "target"),
     workloads=("coco-b1", "coco-b16", "crowd-b16"),
+    relations=Relations(
+        anchors=Axis({"pred": 0, "target": 0, "loss": 0}),
+        scale=Scale({"pred": slice(None), "target": slice(None)}),
+        gradcheck=("pred", "target"),
+        fits=_each,
+        exempt=exempt(
+            ground_truths=reasons.NO_ROWS,
+            levels=reasons.NO_LEVELS,
+            classes=reasons.NO_CLASSES,
+            padding=reasons.NO_PADDING,
+            leak=reasons.DIFFERENTIABLE,
+            optimality=reasons.NOTHING_MATCHED,
+            monotony=reasons.NOTHING_GROWS,
+            images=reasons.NO_IMAGES,
+        ),
+    ),
 )

@@ -12,6 +12,10 @@ from cases.case import Case
 from cleanroom.assign.linear_sum_assignment import linear_sum_assignment
 from harness.candidates import by_path
 from harness.operation import Input, Operation, Output, Setting, Tensors, Upstream
+from harness.relations import reasons
+from harness.relations.declaration import Images, Margins, Padding, Relations, Rows, Scale
+from harness.relations.matching import certified, no_quantities
+from harness.relations.reasons import exempt
 from harness.verdict import Evidence, Finding
 
 ULPS = 4.0
@@ -84,6 +88,24 @@ OPERATION = Operation(
     invariants=invariants,
     minimum_bytes=minimum_bytes,
     workloads=("detr-b16", "crowd-b16", "coco-b1"),
-    # Costs of few values, drawn on purpose, have many optima.
-    tie_cap={"float32": 0.6, "float64": 0.6},
+    relations=Relations(
+        images=Images({"cost": 0, "columns": 0}, lists=("sizes",)),
+        truths=Rows(count=lambda case: [rows for rows, _ in case.settings["sizes"]], dense={"cost": 1, "columns": 1}),
+        anchors=Rows(
+            count=lambda case: [columns for _, columns in case.settings["sizes"]],
+            dense={"cost": 2},
+            counted={"columns": 0},
+        ),
+        padding=Padding(rows={"cost": math.nan}, dims={"cost": (1, 2)}, outputs={"columns": 1}),
+        scale=Scale({"cost": slice(None)}),
+        optimality=certified,
+        margins=Margins(no_quantities),
+        free=("cost",),
+        exempt=exempt(
+            levels=reasons.NO_LEVELS,
+            classes=reasons.NO_CLASSES,
+            gradcheck=reasons.ASSIGNER,
+            monotony=reasons.NOTHING_GROWS,
+        ),
+    ),
 )

@@ -11,6 +11,9 @@ from torch import Tensor
 from cases.case import Case
 from cleanroom.boxes import make_anchors
 from harness.operation import DropIn, Input, Operation, Output, Setting, Tensors, Upstream, release
+from harness.relations import reasons
+from harness.relations.declaration import Levels, Relations, Scale
+from harness.relations.reasons import exempt
 
 NAMES = ("points", "point_strides")
 SIZES_SINCE = (8, 3, 50)
@@ -58,4 +61,20 @@ OPERATION = Operation(
     predictions=(),
     minimum_bytes=minimum_bytes,
     workloads=("coco-b1", "coco-b16"),
+    relations=Relations(
+        levels=Levels(prefix="feat", along={"points": 0, "point_strides": 0}, scattered={"sizes": 0}),
+        scale=Scale({}, settings=("strides",), outputs={"point_strides": slice(None)}),
+        exempt=exempt(
+            ground_truths=reasons.NO_ROWS,
+            classes=reasons.NO_CLASSES,
+            padding=reasons.NO_PADDING,
+            leak=reasons.NO_GRADIENT,
+            optimality=reasons.NOTHING_MATCHED,
+            monotony=reasons.NOTHING_GROWS,
+            images="of its maps only their sizes count",
+            alone="a level alone is a call of its own; the order of levels is tried",
+            anchors=reasons.CELLS,
+            gradcheck=reasons.NO_GRADIENT,
+        ),
+    ),
 )

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from cases.case import Case
 from cleanroom.boxes import batch_probiou, probiou
 from harness.operation import Input, Operation, Output, Setting, Tensors, Upstream, release
+from harness.relations import reasons
+from harness.relations.declaration import Axis, Relations
+from harness.relations.reasons import exempt
 
 FLOOR_SINCE = (8, 4, 84)
 
@@ -18,6 +22,16 @@ def _torch(*, pairwise: bool, eps: float, **given: Any) -> Tensors:
     if pairwise:
         return {"similarity": batch_probiou(given["obb1"], given["obb2"], eps)}
     return {"similarity": probiou(eps=eps, **given)}
+
+
+def _paired(case: Case) -> bool:
+    """A similarity a box, or the second box is one for all."""
+    return not case.settings["pairwise"]
+
+
+def _nothing_held(case: Case) -> bool:
+    """Complete IoU holds the weight of its aspect term fixed."""
+    return not case.settings["CIoU"]
 
 
 OPERATION = Operation(
@@ -39,5 +53,22 @@ OPERATION = Operation(
     candidates={"torch": _torch},
     predictions=("obb1", "obb2"),
     gradients=("obb1", "obb2"),
+    relations=Relations(
+        anchors=Axis({"obb1": 0, "obb2": 0, "similarity": 0}),
+        gradcheck=("obb1", "obb2"),
+        smooth=_nothing_held,
+        fits=_paired,
+        exempt=exempt(
+            images=reasons.NO_IMAGES,
+            ground_truths=reasons.NO_ROWS,
+            levels=reasons.NO_LEVELS,
+            classes=reasons.NO_CLASSES,
+            padding=reasons.NO_PADDING,
+            scale="a floor and an epsilon are added to variances",
+            leak=reasons.DIFFERENTIABLE,
+            optimality=reasons.NOTHING_MATCHED,
+            monotony=reasons.NOTHING_GROWS,
+        ),
+    ),
     workloads=("coco-b1", "coco-b16"),
 )

@@ -10,6 +10,10 @@ from cases.case import Case
 from cleanroom.losses.rtdetr import rtdetr_loss
 from harness.candidates import by_path
 from harness.operation import Input, Operation, Output, Setting, Settings, Tensors, Upstream, release
+from harness.relations import reasons
+from harness.relations.declaration import Axis, Images, Relations, Rows
+from harness.relations.matching import rtdetr_pairs
+from harness.relations.reasons import exempt
 from harness.total import Part, comparing
 
 FOCAL_SINCE = (8, 3, 117)
@@ -40,6 +44,16 @@ def minimum_bytes(case: Case, outputs: Tensors) -> int:
     read = sum(value.nbytes for name, value in tensors.items() if name != "dn_bboxes")
     written = sum(value.nbytes for value in outputs.values())
     return read + written + 4 * paired * layers * tensors["bboxes"].element_size()
+
+
+def _groups(case: Case) -> list[int]:
+    """Ground truths that may change places: none where denoising queries name them by number."""
+    return [0 if "dn_gt_idx" in case.tensors else size for size in case.settings["gt_groups"]]
+
+
+def _all_images(case: Case) -> bool:
+    """Every image says how many ground truths it has."""
+    return len(case.settings["gt_groups"]) == case.tensors["pred_scores"].shape[1]
 
 
 OPERATION = Operation(
@@ -87,7 +101,33 @@ OPERATION = Operation(
     compare=comparing(Part("hungarian", ("queries", "targets"), _answer)),
     minimum_bytes=minimum_bytes,
     workloads=("detr-b16", "coco-b1"),
-    # Twice what drawn cases show, all of them before 8.4.175: its matcher kept float64 and half scores. Those of
-    # `hungarian`, float32 excepted.
-    tie_cap={"float64": 0.35, "bfloat16": 0.15, "float16": 0.35},
+    relations=Relations(
+        images=Images(
+            {"pred_bboxes": 1, "pred_scores": 1, "dn_bboxes": 1, "dn_scores": 1, "owner": 1},
+            blocks={
+                "cls": "gt_groups",
+                "bboxes": "gt_groups",
+                "dn_pos_idx": "dn_pos_counts",
+                "dn_gt_idx": "dn_gt_counts",
+            },
+            lists=("gt_groups", "dn_pos_counts", "dn_gt_counts"),
+            shifted={"dn_gt_idx": "gt_groups"},
+            normaliser="each",
+        ),
+        truths=Rows(count=_groups, blocks=("cls", "bboxes"), counted={"owner": 1}),
+        anchors=Axis({"pred_bboxes": 2, "pred_scores": 2, "owner": 2}),
+        classes=Axis({"pred_scores": 3, "dn_scores": 3}, counted={"cls": None}),
+        dense=rtdetr_pairs,
+        free=("pred_bboxes", "pred_scores", "bboxes"),
+        fits=_all_images,
+        exempt=exempt(
+            levels=reasons.NO_LEVELS,
+            padding=reasons.RAGGED,
+            scale=reasons.NORMALISED,
+            leak=reasons.INTEGERS,
+            gradcheck=reasons.TARGETS_HELD,
+            optimality=reasons.MATCHER,
+            monotony=reasons.NOTHING_GROWS,
+        ),
+    ),
 )

@@ -11,6 +11,9 @@ from torch import Tensor
 from cases.case import Case
 from cleanroom.losses.set_criterion import ImageLoss
 from harness.operation import DropIn, Input, Operation, Output, Setting, Tensors, Upstream
+from harness.relations import reasons
+from harness.relations.declaration import Axis, Images, Relations, Rows, Scale
+from harness.relations.reasons import exempt
 
 
 def _bind(
@@ -63,4 +66,23 @@ OPERATION = Operation(
     moved=("pred_boxes", "boxes"),
     minimum_bytes=minimum_bytes,
     workloads=("detr-b16", "coco-b16", "coco-b1"),
+    relations=Relations(
+        images=Images(
+            {"pred_boxes": 0},
+            blocks={"boxes": "sizes", "queries": "pairs", "targets": "pairs"},
+            lists=("sizes", "pairs"),
+        ),
+        truths=Rows(count=lambda case: case.settings["sizes"], blocks=("boxes",), listed={"targets": "pairs"}),
+        anchors=Axis({"pred_boxes": 1}, counted={"queries": None}),
+        scale=Scale({"pred_boxes": slice(None), "boxes": slice(None)}, outputs={"loss_bbox": slice(None)}),
+        gradcheck=("pred_boxes",),
+        exempt=exempt(
+            levels=reasons.NO_LEVELS,
+            classes=reasons.NO_CLASSES,
+            padding=reasons.RAGGED,
+            leak=reasons.DIFFERENTIABLE,
+            optimality=reasons.NOTHING_MATCHED,
+            monotony=reasons.NOTHING_GROWS,
+        ),
+    ),
 )

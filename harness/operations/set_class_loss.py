@@ -10,6 +10,9 @@ from torch import Tensor
 
 from cleanroom.losses.set_criterion import ImageLoss
 from harness.operation import DropIn, Input, Operation, Output, Setting, Tensors, Upstream
+from harness.relations import reasons
+from harness.relations.declaration import Axis, Images, Relations, Rows
+from harness.relations.reasons import exempt
 
 
 def _bind(
@@ -52,4 +55,23 @@ OPERATION = Operation(
     predictions=("logits",),
     gradients=("logits",),
     workloads=("detr-b16", "coco-b16", "coco-b1"),
+    relations=Relations(
+        images=Images(
+            {"logits": 0},
+            blocks={"labels": "sizes", "queries": "pairs", "targets": "pairs"},
+            lists=("sizes", "pairs"),
+        ),
+        truths=Rows(count=lambda case: case.settings["sizes"], blocks=("labels",), listed={"targets": "pairs"}),
+        anchors=Axis({"logits": 1}, counted={"queries": None}),
+        classes=Axis({"logits": 2}, last={"logits": 1}, counted={"labels": None}),
+        gradcheck=("logits",),
+        exempt=exempt(
+            levels=reasons.NO_LEVELS,
+            scale=reasons.LOGITS,
+            padding=reasons.RAGGED,
+            leak=reasons.DIFFERENTIABLE,
+            optimality=reasons.NOTHING_MATCHED,
+            monotony=reasons.NOTHING_GROWS,
+        ),
+    ),
 )

@@ -9,6 +9,10 @@ from torch import Tensor
 from cleanroom.losses.set_prediction import set_loss
 from harness.candidates import by_path
 from harness.operation import Input, Operation, Output, Setting, Settings, Tensors, Upstream
+from harness.relations import reasons
+from harness.relations.declaration import Axis, Images, Relations, Rows
+from harness.relations.matching import set_pairs
+from harness.relations.reasons import exempt
 from harness.total import Part, comparing
 
 
@@ -67,6 +71,29 @@ OPERATION = Operation(
     moved=("logits", "pred_boxes", "aux_logits", "aux_boxes", "pred_masks", "boxes"),
     compare=comparing(Part("hungarian", ("queries", "targets"), _answer)),
     workloads=("detr-b16", "coco-b1"),
-    # None with SciPy; kernels take another of several optima, which identical boxes have (6% of drawn cases).
-    tie_cap={"float32": 0.12, "bfloat16": 0.2, "float16": 0.2},
+    relations=Relations(
+        images=Images(
+            {"logits": 0, "pred_boxes": 0, "aux_logits": 1, "aux_boxes": 1, "pred_masks": 0, "owner": 1},
+            blocks={"labels": "sizes", "boxes": "sizes", "masks": "sizes"},
+            lists=("sizes", "mask_sizes"),
+            normaliser="each",
+            alike=("mask_sizes",),
+        ),
+        truths=Rows(
+            count=lambda case: case.settings["sizes"], blocks=("labels", "boxes", "masks"), counted={"owner": 1}
+        ),
+        anchors=Axis({"logits": 1, "pred_boxes": 1, "aux_logits": 2, "aux_boxes": 2, "pred_masks": 1, "owner": 2}),
+        classes=Axis({"logits": 2, "aux_logits": 3}, last={"logits": 1, "aux_logits": 1}, counted={"labels": None}),
+        gradcheck=("logits", "pred_boxes", "aux_logits", "aux_boxes", "pred_masks"),
+        dense=set_pairs,
+        free=("logits", "pred_boxes", "aux_logits", "aux_boxes", "boxes"),
+        exempt=exempt(
+            levels=reasons.NO_LEVELS,
+            padding=reasons.RAGGED,
+            scale=reasons.NORMALISED,
+            leak=reasons.INTEGERS,
+            optimality=reasons.MATCHER,
+            monotony=reasons.NOTHING_GROWS,
+        ),
+    ),
 )

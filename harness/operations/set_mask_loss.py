@@ -11,6 +11,9 @@ from torch import Tensor
 from cases.case import Case
 from cleanroom.losses.set_criterion import ImageLoss
 from harness.operation import DropIn, Input, Operation, Output, Setting, Tensors, Upstream
+from harness.relations import reasons
+from harness.relations.declaration import Axis, Images, Relations, Rows
+from harness.relations.reasons import exempt
 
 
 def _bind(
@@ -64,4 +67,24 @@ OPERATION = Operation(
     gradients=("pred_masks",),
     minimum_bytes=minimum_bytes,
     workloads=("coco-b16", "coco-b1"),
+    relations=Relations(
+        images=Images(
+            {"pred_masks": 0},
+            blocks={"masks": "sizes", "queries": "pairs", "targets": "pairs"},
+            lists=("sizes", "pairs", "mask_sizes"),
+            alike=("mask_sizes",),
+        ),
+        truths=Rows(count=lambda case: case.settings["sizes"], blocks=("masks",), listed={"targets": "pairs"}),
+        anchors=Axis({"pred_masks": 1}, counted={"queries": None}),
+        gradcheck=("pred_masks",),
+        exempt=exempt(
+            levels=reasons.NO_LEVELS,
+            classes=reasons.NO_CLASSES,
+            scale=reasons.LOGITS,
+            padding=reasons.RAGGED,
+            leak=reasons.DIFFERENTIABLE,
+            optimality=reasons.NOTHING_MATCHED,
+            monotony=reasons.NOTHING_GROWS,
+        ),
+    ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,6 +14,10 @@ from harness.equality import FLOOR_ULPS, ulp
 from harness.operation import Input, Operation, Output, Setting, Tensors, Upstream
 from harness.operations.simota_compare import compare
 from harness.operations.simota_margins import HEAD, PACKAGE, candidates
+from harness.relations import reasons
+from harness.relations.declaration import Axis, Images, Margins, Padding, Relations, Rows, Scale
+from harness.relations.positives import matched, simota_quantities, within_dynamic_k
+from harness.relations.reasons import exempt
 
 
 def _era(version: str) -> dict[str, Any]:
@@ -62,6 +67,12 @@ def minimum_bytes(case: Case, outputs: Tensors) -> int:
     return read + count * each + sum(tensor.nbytes for tensor in outputs.values())
 
 
+OF_ROWS = ("gt_boxes", "gt_classes")
+OF_ANCHORS = (
+    *("pred_boxes", "cls_logits", "obj_logits"),
+    *("fg_mask", "matched_gt", "matched_classes", "matched_iou"),
+)
+
 OPERATION = Operation(
     name="simota",
     summary="SimOTA label assignment: each ground truth takes its k cheapest candidates, k from overlaps",
@@ -92,6 +103,24 @@ OPERATION = Operation(
     invariants=invariants,
     minimum_bytes=minimum_bytes,
     workloads=("coco-b1", "coco-b16", "coco-b64", "crowd-b16", "dense-b4"),
-    # About twice what drawn cases show: exact ties (equal predictions, identical boxes), penalised ones, half rounding.
-    tie_cap={"float64": 0.3, "float32": 0.3, "bfloat16": 0.4, "float16": 0.6},
+    relations=Relations(
+        images=Images(dict.fromkeys((*OF_ROWS, "num_gt", *OF_ANCHORS, "num_fg"), 0)),
+        truths=Rows(
+            count=lambda case: case.tensors["num_gt"].tolist(),
+            dense={"gt_boxes": 1, "gt_classes": 1},
+            counted={"matched_gt": 0},
+        ),
+        anchors=Axis(dict.fromkeys((*OF_ANCHORS, "strides", "x_shifts", "y_shifts"), 1)),
+        classes=Axis({"cls_logits": 2}, counted={"gt_classes": None, "matched_classes": None}),
+        whole=("gt_classes",),
+        padding=Padding(
+            rows={"gt_boxes": math.nan, "gt_classes": math.nan}, dims={"gt_boxes": (1,), "gt_classes": (1,)}
+        ),
+        scale=Scale({"gt_boxes": slice(None), "pred_boxes": slice(None), "strides": slice(None)}),
+        dense=matched,
+        margins=Margins(simota_quantities),
+        monotony=within_dynamic_k,
+        free=("gt_boxes", "pred_boxes", "cls_logits", "obj_logits"),
+        exempt=exempt(levels=reasons.NO_LEVELS, gradcheck=reasons.ASSIGNER, optimality=reasons.NOTHING_MATCHED),
+    ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,10 @@ from cleanroom.assign.tal import TaskAlignedAssigner
 from harness.candidates import by_path
 from harness.operation import DropIn, Input, Operation, Output, Setting, Tensors, Upstream, release
 from harness.operations.tal_compare import compare
+from harness.relations import reasons
+from harness.relations.declaration import Axis, Images, Margins, Padding, Relations, Rows, Scale
+from harness.relations.positives import grow_with_topk, scored, tal_background, tal_quantities
+from harness.relations.reasons import exempt
 
 OUTPUT_NAMES = ("target_labels", "target_bboxes", "target_scores", "fg_mask", "target_gt_idx")
 CANDIDATES_SINCE = (8, 0, 52)
@@ -93,6 +98,18 @@ def minimum_bytes(case: Case, outputs: Tensors) -> int:
     return read + sum(t.nbytes for t in outputs.values())
 
 
+def _movable_rows(case: Case) -> list[int]:
+    """All rows, padded ones too, unless one has a label that row 0 may not have."""
+    batch, rows = case.tensors["gt_bboxes"].shape[:2]
+    anywhere = bool((case.tensors["gt_labels"] < case.settings["num_classes"]).all())
+    return [rows if anywhere else 0] * batch
+
+
+def _has_rows(case: Case) -> bool:
+    """Without rows dtypes are others, and nothing is computed."""
+    return case.tensors["gt_bboxes"].numel() > 0
+
+
 OPERATION = Operation(
     name="tal",
     summary="task-aligned assignment: ground truths propose their top-k anchors by score^alpha * CIoU^beta",
@@ -128,6 +145,30 @@ OPERATION = Operation(
     invariants=invariants,
     minimum_bytes=minimum_bytes,
     workloads=("coco-b1", "coco-b16", "coco-b64", "crowd-b16", "dense-b4"),
-    # Mostly rows with fewer than k positive metrics, filled up with tied zeros: the strategies draw them on purpose.
-    tie_cap={"float64": 0.45, "float32": 0.45, "bfloat16": 0.6, "float16": 0.6},
+    relations=Relations(
+        images=Images(dict.fromkeys(("pd_scores", "pd_bboxes", "gt_labels", "gt_bboxes", "mask_gt", *OUTPUT_NAMES), 0)),
+        truths=Rows(
+            count=_movable_rows,
+            dense={"gt_labels": 1, "gt_bboxes": 1, "mask_gt": 1},
+            counted={"target_gt_idx": 0},
+        ),
+        anchors=Axis({"pd_scores": 1, "pd_bboxes": 1, "anc_points": 0, **dict.fromkeys(OUTPUT_NAMES, 1)}),
+        classes=Axis({"pd_scores": 2, "target_scores": 2}, counted={"gt_labels": None, "target_labels": None}),
+        whole=("gt_labels",),
+        padding=Padding(
+            rows={"gt_labels": 0, "gt_bboxes": math.nan, "mask_gt": 0},
+            dims={"gt_labels": (1,), "gt_bboxes": (1,), "mask_gt": (1,)},
+        ),
+        scale=Scale(
+            {"pd_bboxes": slice(None), "anc_points": slice(None), "gt_bboxes": slice(None)},
+            settings=("stride",),
+            outputs={"target_bboxes": slice(None)},
+        ),
+        certain=scored,
+        margins=Margins(tal_quantities, era={"small_box": "min_side", "edge_round_trip": True}, restore=tal_background),
+        monotony=grow_with_topk,
+        free=("pd_scores", "pd_bboxes", "gt_bboxes"),
+        fits=_has_rows,
+        exempt=exempt(levels=reasons.NO_LEVELS, gradcheck=reasons.ASSIGNER, optimality=reasons.NOTHING_MATCHED),
+    ),
 )

@@ -13,6 +13,10 @@ from harness.candidates import by_path
 from harness.operation import DropIn, Input, Operation, Output, Setting, Tensors, Upstream, release
 from harness.operations import tal_answer
 from harness.operations import v8_detection_loss as v8
+from harness.relations import reasons
+from harness.relations.declaration import Axis, Images, Levels, Relations, Rows, Scale
+from harness.relations.positives import owned
+from harness.relations.reasons import exempt
 from harness.total import Part, comparing
 
 CLASSES = {"ultralytics": E2EDetectLoss, "original": v10DetectLoss, "e2e": E2ELoss}
@@ -72,6 +76,9 @@ def minimum_bytes(case: Case, outputs: Tensors) -> int:
     return read + sum(tensor.nbytes for tensor in outputs.values())
 
 
+BRANCHES = ("o2m_boxes", "o2m_scores", "o2o_boxes", "o2o_scores")
+
+
 OPERATION = Operation(
     name="v10_detection_loss",
     summary="detection criterion of a one-to-many and a one-to-one branch, summed, concatenated or weighted",
@@ -106,5 +113,33 @@ OPERATION = Operation(
     invariants=invariants,
     minimum_bytes=minimum_bytes,
     workloads=("coco-b1", "coco-b16", "coco-b64"),
-    tie_cap={"float64": 0.35, "float32": 0.4, "bfloat16": 0.5, "float16": 0.5},
+    relations=Relations(
+        images=Images(
+            {**dict.fromkeys(BRANCHES, 0), "fg_mask": 1, "target_gt_idx": 1},
+            blocks={"batch_idx": "", "cls": "", "bboxes": ""},
+            member="batch_idx",
+            normaliser="each",
+            unsummed=("items",),
+        ),
+        truths=Rows(count=v8.objects, blocks=("cls", "bboxes"), counted={"target_gt_idx": 1}),
+        levels=Levels(
+            sizes="levels",
+            along={**dict.fromkeys(BRANCHES, 2), "fg_mask": 2, "target_gt_idx": 2},
+            second_stays=True,
+        ),
+        classes=Axis({"o2m_scores": 1, "o2o_scores": 1}, counted={"cls": None}, lists=("class_weights",)),
+        whole=("cls",),
+        scale=Scale({}, settings=("strides",)),
+        dense=owned,
+        free=(*BRANCHES, "bboxes"),
+        fits=v8.ordered,
+        exempt=exempt(
+            anchors=reasons.CELLS,
+            padding=reasons.RAGGED,
+            leak=reasons.INTEGERS,
+            gradcheck=reasons.TARGETS_HELD,
+            optimality=reasons.NOTHING_MATCHED,
+            monotony="its k are its own, not settings",
+        ),
+    ),
 )

@@ -14,6 +14,10 @@ from cleanroom.losses.v8_detection import DetectionLoss, v8DetectionLoss
 from harness.candidates import by_path
 from harness.operation import DropIn, Input, Operation, Output, Setting, Tensors, Upstream
 from harness.operations import tal_answer
+from harness.relations import reasons
+from harness.relations.declaration import Axis, Images, Levels, Relations, Rows, Scale
+from harness.relations.positives import grow_with_topk, owned
+from harness.relations.reasons import exempt
 from harness.total import Part, comparing
 
 
@@ -103,6 +107,20 @@ LAST_SETTINGS = (
     Setting("autocast", None, "dtype of the autocast around the call"),
 )
 
+
+def objects(case: Case) -> list[int]:
+    """Objects of each image."""
+    images = next(tensor for name, tensor in case.tensors.items() if name.endswith("scores"))
+    return case.tensors["batch_idx"].flatten().long().bincount(minlength=len(images)).tolist()
+
+
+def ordered(case: Case) -> bool:
+    """Objects stand image after image, and each has its image."""
+    index = case.tensors["batch_idx"].flatten()
+    images = next(tensor for name, tensor in case.tensors.items() if name.endswith("scores"))
+    return bool((index.diff() >= 0).all() & (index >= 0).all() & (index < len(images)).all())
+
+
 OPERATION = Operation(
     name="v8_detection_loss",
     summary="task-aligned assignment, class BCE, CIoU and distribution focal loss (L1 for one bin)",
@@ -134,5 +152,32 @@ OPERATION = Operation(
     invariants=decided_well,
     minimum_bytes=minimum_bytes,
     workloads=("coco-b1", "coco-b16", "coco-b64", "crowd-b16", "dense-b4"),
-    tie_cap={"float64": 0.2, "float32": 0.2, "bfloat16": 0.4, "float16": 0.4},
+    relations=Relations(
+        images=Images(
+            {"boxes": 0, "scores": 0, "fg_mask": 0, "target_gt_idx": 0},
+            blocks={"batch_idx": "", "cls": "", "bboxes": ""},
+            member="batch_idx",
+            unsummed=("items",),
+        ),
+        truths=Rows(count=objects, blocks=("cls", "bboxes"), counted={"target_gt_idx": 0}),
+        levels=Levels(
+            sizes="levels",
+            along={"boxes": 2, "scores": 2, "fg_mask": 1, "target_gt_idx": 1},
+            second_stays=True,
+        ),
+        classes=Axis({"scores": 1}, counted={"cls": None}, lists=("class_weights",)),
+        whole=("cls",),
+        scale=Scale({}, settings=("strides",)),
+        monotony=grow_with_topk,
+        dense=owned,
+        free=("boxes", "scores", "bboxes"),
+        fits=ordered,
+        exempt=exempt(
+            anchors=reasons.CELLS,
+            padding=reasons.RAGGED,
+            leak=reasons.INTEGERS,
+            gradcheck=reasons.TARGETS_HELD,
+            optimality=reasons.NOTHING_MATCHED,
+        ),
+    ),
 )

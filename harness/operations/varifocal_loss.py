@@ -8,8 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from cases.case import Case
 from cleanroom.losses.focal import VarifocalLoss
 from harness.operation import DropIn, Input, Operation, Output, Setting, Tensors, Upstream, release
+from harness.relations import reasons
+from harness.relations.declaration import Axis, Images, Relations
+from harness.relations.quantities import grows_with_wrong_logits
+from harness.relations.reasons import exempt
 
 MEAN_SINCE = (8, 0, 119)
 """By experiment; `spec/yolo_losses.md` section 13 names the release before."""
@@ -19,6 +24,16 @@ def _bind(
     pred_score: Tensor, gt_score: Tensor, label: Tensor, **settings: Any
 ) -> tuple[Callable[[], Any], Callable[[Any], Tensors]]:
     return partial(VarifocalLoss(**settings), pred_score, gt_score, label), lambda raw: {"loss": raw}
+
+
+def _negatives(case: Case) -> Tensor:
+    """Logits that should be low, where they are not low already."""
+    return ((case.tensors["label"] == 0) & (case.tensors["gt_score"] == 0)).expand_as(case.tensors["pred_score"])
+
+
+def _of_images(case: Case) -> bool:
+    """Images, anchors and classes."""
+    return all(tensor.dim() == 3 for tensor in case.tensors.values())
 
 
 OPERATION = Operation(
@@ -45,4 +60,20 @@ OPERATION = Operation(
     gradients=("pred_score", "gt_score", "label"),
     precision="float32",
     workloads=("detr-b16", "coco-b1"),
+    relations=Relations(
+        images=Images(dict.fromkeys(("pred_score", "gt_score", "label"), 0)),
+        anchors=Axis(dict.fromkeys(("pred_score", "gt_score", "label"), 1)),
+        classes=Axis(dict.fromkeys(("pred_score", "gt_score", "label"), 2)),
+        gradcheck=("pred_score",),
+        monotony=grows_with_wrong_logits("pred_score", _negatives, "loss"),
+        fits=_of_images,
+        exempt=exempt(
+            ground_truths=reasons.NO_ROWS,
+            levels=reasons.NO_LEVELS,
+            padding=reasons.NO_PADDING,
+            scale=reasons.LOGITS,
+            leak=reasons.DIFFERENTIABLE,
+            optimality=reasons.NOTHING_MATCHED,
+        ),
+    ),
 )

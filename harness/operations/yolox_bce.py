@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cases.case import Case
 from cleanroom.losses.yolox_given import yolox_bce
 from harness.operation import Input, Operation, Output, Setting, Tensors, Upstream
+from harness.relations import reasons
+from harness.relations.declaration import Axis, Images, Relations
+from harness.relations.quantities import grows_with_wrong_logits
+from harness.relations.reasons import exempt
 
 
 def _torch(**arguments: Any) -> dict[str, Tensor]:
@@ -22,6 +27,13 @@ def minimum_bytes(case: Case, outputs: Tensors) -> int:
     rows = foreground * (logits.shape[2] - 5) * logits.element_size()
     targets = foreground * sum(case.tensors[name].element_size() for name in ("matched_classes", "matched_iou"))
     return mask.numel() * logits.element_size() + mask.nbytes + rows + targets
+
+
+def _background_objectness(case: Case) -> Tensor:
+    """Objectness of background anchors."""
+    where = torch.zeros_like(case.tensors["outputs"], dtype=torch.bool)
+    where[..., 4] = ~case.tensors["fg_mask"]
+    return where
 
 
 OPERATION = Operation(
@@ -49,4 +61,20 @@ OPERATION = Operation(
     moved=("outputs", "matched_iou"),
     minimum_bytes=minimum_bytes,
     workloads=("coco-b1", "coco-b16"),
+    relations=Relations(
+        images=Images({"outputs": 0, "fg_mask": 0, "matched_classes": 0, "matched_iou": 0}),
+        anchors=Axis({"outputs": 1, "fg_mask": 1, "matched_classes": 1, "matched_iou": 1}),
+        classes=Axis({"outputs": 2}, first={"outputs": 5}, counted={"matched_classes": None}),
+        whole=("matched_classes",),
+        gradcheck=("outputs",),
+        monotony=grows_with_wrong_logits("outputs", _background_objectness, "loss_obj"),
+        exempt=exempt(
+            ground_truths=reasons.NO_ROWS,
+            levels=reasons.NO_LEVELS,
+            padding=reasons.NO_PADDING,
+            scale=reasons.LOGITS,
+            leak=reasons.DIFFERENTIABLE,
+            optimality=reasons.NOTHING_MATCHED,
+        ),
+    ),
 )

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from cleanroom.yolox_boxes import yolox_decode
 from harness.operation import Input, Operation, Output, Setting, Upstream
+from harness.relations import reasons
+from harness.relations.declaration import Images, Levels, Relations, Scale
+from harness.relations.reasons import exempt
 
 
 def levels(given: dict[str, Tensor]) -> list[Tensor]:
@@ -52,4 +55,19 @@ OPERATION = Operation(
     predictions=tuple(raw.name for raw in MAPS),
     gradients=tuple(raw.name for raw in MAPS),
     workloads=("coco-b1", "coco-b16"),
+    relations=Relations(
+        images=Images({"raw0": 0, "raw1": 0, "raw2": 0, "decoded": 0}, unsummed=("grid",)),
+        levels=Levels(prefix="raw", along={"decoded": 1, "grid": 1}),
+        scale=Scale({}, settings=("strides",), outputs={"decoded": slice(4)}),
+        gradcheck=("raw0", "raw1", "raw2"),
+        exempt=exempt(
+            ground_truths=reasons.NO_ROWS,
+            classes=reasons.CLASSES_ALIKE,
+            padding=reasons.NO_PADDING,
+            leak=reasons.DIFFERENTIABLE,
+            optimality=reasons.NOTHING_MATCHED,
+            monotony=reasons.NOTHING_GROWS,
+            anchors=reasons.CELLS,
+        ),
+    ),
 )

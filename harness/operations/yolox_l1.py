@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -9,6 +10,9 @@ from torch import Tensor
 from cases.case import Case
 from cleanroom.losses.yolox_given import yolox_l1
 from harness.operation import Input, Operation, Output, Setting, Tensors, Upstream
+from harness.relations import reasons
+from harness.relations.declaration import Axis, Images, Padding, Relations, Rows, Scale
+from harness.relations.reasons import exempt
 
 
 def _torch(**arguments: Any) -> dict[str, Tensor]:
@@ -20,6 +24,15 @@ def minimum_bytes(case: Case, outputs: Tensors) -> int:
     mask, raw = case.tensors["fg_mask"], case.tensors["origin_preds"]
     each = 4 * raw.element_size() + case.tensors["matched_gt"].element_size() + 3 * raw.element_size()
     return mask.nbytes + int(mask.sum()) * each + sum(output.nbytes for output in outputs.values())
+
+
+def _targets_of_anchors(case: Case, outputs: Tensors) -> dict[str, Tensor]:
+    """Outputs with the targets of all anchors, 0 for background."""
+    found = {name: value for name, value in outputs.items() if name != "l1_target"}
+    mask = case.tensors["fg_mask"]
+    target = outputs["l1_target"].new_zeros(*mask.shape, 4)
+    target[mask] = outputs["l1_target"]
+    return {**found, "target": target}
 
 
 OPERATION = Operation(
@@ -47,4 +60,26 @@ OPERATION = Operation(
     moved=("origin_preds", "gt_boxes"),
     minimum_bytes=minimum_bytes,
     workloads=("coco-b1", "coco-b16"),
+    relations=Relations(
+        images=Images(dict.fromkeys(("origin_preds", "fg_mask", "matched_gt", "gt_boxes", "target"), 0)),
+        truths=Rows(
+            count=lambda case: [case.tensors["gt_boxes"].shape[1]] * len(case.tensors["gt_boxes"]),
+            dense={"gt_boxes": 1},
+            counted={"matched_gt": 0},
+        ),
+        anchors=Axis(
+            dict.fromkeys(("origin_preds", "fg_mask", "matched_gt", "strides", "x_shifts", "y_shifts", "target"), 1)
+        ),
+        padding=Padding(rows={"gt_boxes": math.nan}, dims={"gt_boxes": (1,)}),
+        scale=Scale({"gt_boxes": slice(None), "strides": slice(None)}),
+        gradcheck=("origin_preds",),
+        dense=_targets_of_anchors,
+        exempt=exempt(
+            levels=reasons.NO_LEVELS,
+            classes=reasons.NO_CLASSES,
+            leak=reasons.DIFFERENTIABLE,
+            optimality=reasons.NOTHING_MATCHED,
+            monotony=reasons.NOTHING_GROWS,
+        ),
+    ),
 )
