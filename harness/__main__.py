@@ -134,6 +134,8 @@ def _run_options(run: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--shrink-seconds", type=_count, metavar="N", help="spent on shrinking a kind of failure")
     run.add_argument("--baseline", metavar="FILE", help=BASELINE_HELP)
+    run.add_argument("--relations", metavar="LIST", help="relations without an oracle (default: all)")
+    run.add_argument("--no-relations", action="store_true", help="no relations without an oracle")
     run.add_argument("--no-bench", action="store_true", help="no measurements")
     run.add_argument("--no-parity", action="store_true", help="no cases, measurements only")
 
@@ -191,6 +193,7 @@ def _plan(arguments: argparse.Namespace):
     from cases.workloads import WORKLOADS
     from harness import baseline, plan
     from harness.candidates import interprets
+    from harness.relations import NAMES
 
     profile = plan.profile(arguments.profile)
     seed = arguments.seed
@@ -223,6 +226,8 @@ def _plan(arguments: argparse.Namespace):
         row_seconds=profile["row_seconds"],
         shrink_seconds=profile["shrink_seconds"] if arguments.shrink_seconds is None else arguments.shrink_seconds,
         baseline=arguments.baseline or baseline.STORED,
+        relations=() if arguments.no_relations else plan.names(arguments.relations, NAMES, "--relations"),
+        relation_cases=profile["relation_cases"],
     )
     if arguments.ops is None:
         built = replace(built, operations=tuple(name for name in built.operations if built.candidates_of(name)))

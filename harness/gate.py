@@ -46,6 +46,8 @@ def summarise(
     stored = baseline.chosen(plan.baseline) if plan and len(measurements) else {}
     bars += baseline.bars(measurements, stored)
     bars += [bar for name, frame in more.items() for bar in MORE[name].bars(frame)]
+    if plan and plan.parity and plan.relations and not interrupted:
+        bars += relations.untried(folder.frame("relations"), plan)
     held = int(verdicts["verdict"].isin(HOLDS).sum()) if len(verdicts) else 0
     failed = len(verdicts) - held + sum(not bar.ok for bar in bars)
     passed = held + sum(bar.ok for bar in bars)

@@ -45,6 +45,8 @@ class Shard:
     progress: Callable[[], None] = lambda: None
     stopped: Callable[[], bool] = lambda: False
     worker: Worker | None = None
+    pool: list[Case] = field(default_factory=list)
+    """Cases that were judged, among which those for relations are chosen."""
     _seen: set[str] = field(default_factory=set)
     _losses: Counter[str] = field(default_factory=Counter)
     _lost: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -68,6 +70,10 @@ class Shard:
         if self.plan.shrink_seconds:
             for key in failing:
                 self._shrink(key)
+        if self.plan.relations:
+            from harness.relations.trying import try_relations
+
+            try_relations(self)
 
     def _stored(self) -> Iterator[Case]:
         from cases.pinned import pinned
@@ -92,10 +98,11 @@ class Shard:
                 if row["verdict"] not in HOLDS:
                     failing[row["candidate"], row["verdict"], row["output"]] = None
 
-        self._explore(one, shrink=False)
+        self.explore(one, shrink=False)
         return list(failing)
 
-    def _explore(self, visit: Callable[[Case], None], *, shrink: bool) -> None:
+    def explore(self, visit: Callable[[Case], None], *, shrink: bool) -> None:
+        """Call `visit` on the cases that the seed draws."""
         from harness.drawing import explore
 
         strategy = import_module(f"cases.{self.operation}").cases(dtypes=self.plan.dtypes, **self.allowed)
@@ -110,6 +117,7 @@ class Shard:
         if case.digest in self._seen:
             return []
         self._seen.add(case.digest)
+        self.pool.append(case)
         missing = [name for name in self.candidates if (case.digest, name) not in self.done]
         if missing:
             started = time.monotonic()
@@ -175,6 +183,7 @@ class Shard:
         }
 
     def _save(self, case: Case, candidate: str) -> str:
+
         oracle = "".join(c if c.isalnum() or c in ".=-" else "_" for c in self.oracle)
         name = f"{self.operation}-{oracle}-{candidate}-{case.digest}.safetensors"
         try:
@@ -209,7 +218,7 @@ class Shard:
                 smallest[:] = [case]
                 raise Fails
 
-        self._explore(one, shrink=True)
+        self.explore(one, shrink=True)
         if smallest:
             case = replace(smallest[0], origin=f"shrunk:from {first['case']}")
             replay = self._save(case, candidate)

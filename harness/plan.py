@@ -47,6 +47,11 @@ class Plan:
     baseline: str = baseline.STORED
     """The file of the baseline that timings are held against, "stored" for the project's own, or "none"."""
 
+    relations: tuple[str, ...] = ()
+    """Relations without an oracle that are tried."""
+    relation_cases: int = 0
+    """Cases on which each is tried, an operation and subject."""
+
     def as_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` turns back."""
         return asdict(self)

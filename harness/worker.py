@@ -181,6 +181,25 @@ class Session:
             )
         return rows
 
+    def relate(self, name: str, stored: bytes, subject: str, relations: tuple[str, ...]) -> list[dict[str, Any]]:
+        """Rows of the relations that speak of a case; the subject is a candidate, or upstream."""
+        from cases.case import Case
+        from harness.operations import operation as declaration
+        from harness.relations import UPSTREAM, check
+
+        operation, case = declaration(name), Case.from_bytes(stored).to(self._device)
+        era = self._era(operation)
+
+        def upstream(tensors, settings):
+            bound = self._bind(name, tensors, settings)
+            return bound.translate(bound())
+
+        def candidate(tensors, settings):
+            return as_outputs(self._candidate(operation, subject)(**tensors, **settings, **era))
+
+        call = upstream if subject == UPSTREAM else candidate
+        return check(operation, case, call, relations, era, lambda relation: self._stage(f"relation {relation}"))
+
     def _era(self, operation) -> dict[str, Any]:
         return operation.upstreams[self._oracle.name].era(self._oracle.era(operation.name))
 

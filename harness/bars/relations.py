@@ -4,17 +4,50 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.bars.bar import Bar
+from harness.bars.bar import Bar, thresholds
+from harness.relations import BROKEN, FINDING, HOLDS, REJECTED, TRIED, UPSTREAM
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from harness.plan import Plan
+
 
 def bars(frame: pd.DataFrame) -> list[Bar]:
-    """The bars of a frame that has rows."""
-    return []
+    """No candidate breaks a relation; what upstream breaks is a finding and fails nothing."""
+    most = thresholds()["relations"]["broken"]
+    count = int((frame["verdict"] == BROKEN).sum())
+    return [Bar("relations broken by candidates", most, count, count <= most, "an answer contradicts itself")]
+
+
+def untried(frame: pd.DataFrame, plan: Plan) -> list[Bar]:
+    """Every relation that a candidate's operation has was tried on some case: none is kept by never being asked."""
+    from harness.operations import operation
+
+    fewest = thresholds()["relations"]["fewest_cases"]
+    tried = {}
+    if len(frame):
+        rows = frame[frame["verdict"].isin(TRIED) & (frame["subject"] != UPSTREAM)]
+        tried = rows.groupby(["operation", "subject", "relation"]).size().to_dict()
+    least = {
+        (name, candidate, relation): tried.get((name, candidate, relation), 0)
+        for name in dict.fromkeys(name for name, _ in plan.pairs())
+        for candidate in plan.candidates_of(name)
+        for relation in operation(name).relations.declared()
+        if relation in plan.relations
+    }
+    short = [(key, count) for key, count in least.items() if count < fewest]
+    if not short:
+        return [Bar("cases of a relation", fewest, min(least.values()), True, "")] if least else []
+    reason = "a relation that is never tried cannot be broken"
+    return [Bar(f"cases of {' '.join(key)}", fewest, count, False, reason) for key, count in short]
 
 
 def sentence(frame: pd.DataFrame) -> str:
     """What the frame shows, in a sentence."""
-    return f"{len(frame)} rows of relations that need no oracle."
+    candidates = frame[frame["subject"] != UPSTREAM]["verdict"]
+    broken, held = (int((candidates == verdict).sum()) for verdict in (BROKEN, HOLDS))
+    rejected = int((frame["verdict"] == REJECTED).sum())
+    found = frame[frame["verdict"] == FINDING][["operation", "oracle", "relation"]].drop_duplicates()
+    said = f"Relations without an oracle: {held} hold, {broken} are broken by a candidate"
+    return f"{said}, {rejected} cases are rejected; {len(found)} findings about upstream."

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 Call = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
 """`call(tensors, settings)` gives the outputs of an implementation by name."""
 
-HOLDS, BROKEN, REJECTED = "holds", "broken", "rejected"
+HOLDS, BROKEN, REJECTED, FINDING = "holds", "broken", "rejected", "finding"
+"""Verdicts; a relation that upstream itself breaks is a finding."""
+TRIED = (HOLDS, BROKEN, FINDING)
+"""Verdicts of cases that the subject took."""
+UPSTREAM = "upstream"
+"""The subject that is no candidate."""
 
 
 def check(
