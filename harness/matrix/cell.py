@@ -29,12 +29,43 @@ class Kept:
 
 
 @dataclass
-class Cell(Shard):
+class Sized(Shard):
+    """A shard that keeps its rows to itself, knows how large a case is and what its smallest failures say."""
+
+    smallest: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
+
+    def worth_shrinking(self, key: tuple[str, str, str]) -> bool:
+        """Whether a kind of failure, (candidate, verdict, output), is shrunk."""
+        return True
+
+    def judged(self, candidate: str) -> list[dict[str, Any]]:
+        """The rows of one candidate."""
+        return [row for (_, name), row in self.done.items() if name == candidate]
+
+    def _row(self, case: Case, row: dict[str, Any], seconds: float, index: int) -> dict[str, Any]:
+        size = sum(tensor.nbytes for tensor in case.tensors.values())
+        return {**super()._row(case, row, seconds, index), "bytes": size, "shapes": shapes(case)}
+
+    def _shrink(self, key: tuple[str, str, str]) -> None:
+        """Shrink, and judge the smallest case once more, for its words."""
+        from cases.case import Case
+
+        if not self.worth_shrinking(key):
+            return
+        super()._shrink(key)
+        replay = self.folder.rows[-1]["replay"] if self.folder.rows[-1].get("shrunk") else ""
+        if replay:
+            case = Case.load(self.folder.failures.parent / replay)
+            row = self._row(case, self._judge(case, (key[0],))[0], 0.0, 0)
+            self.smallest[key] = {**row, "replay": replay}
+
+
+@dataclass
+class Cell(Sized):
     """All cases of one operation against one version; `own` and `newest` are the era settings of both."""
 
     own: dict[str, Any] = field(default_factory=dict)
     newest: dict[str, Any] = field(default_factory=dict)
-    _smallest: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def candidates(self) -> tuple[str, ...]:
@@ -52,7 +83,7 @@ class Cell(Shard):
         return [self._cell(base) for base in self.bases]
 
     def _cell(self, base: str) -> dict[str, Any]:
-        judged = self._judged(base)
+        judged = self.judged(base)
         row = {
             "operation": self.operation,
             "oracle": self.oracle,
@@ -68,22 +99,20 @@ class Cell(Shard):
         if not judged:
             return {**row, "verdict": "differs", "detail": "no case was tried"}
         if fell:
-            worst = self._smallest.get(base) or min(fell, key=lambda row: row["bytes"])
+            shrunk = [row for (candidate, *_), row in self.smallest.items() if candidate == base]
+            worst = shrunk[0] if shrunk else least(fell)
             verdict = "control" if controlled(self.oracle, self.operation) else "differs"
-            said = f"{len(fell)} of {len(judged)} cases; the smallest: {_said(worst)}"
-            return {**row, "verdict": verdict, "detail": said, "replay": self._command(worst)}
+            detail = f"{len(fell)} of {len(judged)} cases; the smallest: {said(worst)}"
+            return {**row, "verdict": verdict, "detail": detail, "replay": self._command(worst)}
         if self.own == self.newest:
             return row
-        settings, others = spelled(changed(self.own, self.newest)), self._judged(f"{base}/{NEWEST}")
+        settings, others = spelled(changed(self.own, self.newest)), self.judged(f"{base}/{NEWEST}")
         fell = [row for row in others if row["verdict"] not in HOLDS]
         if not fell:
             return {**row, "detail": f"so with the newest settings; the version's own are {settings}"}
-        worst = min(fell, key=lambda row: row["bytes"])
-        said = f"with the newest settings {len(fell)} of {len(others)} cases differ; the smallest: {_said(worst)}"
-        return {**row, "verdict": "settings", "settings": settings, "detail": said}
-
-    def _judged(self, candidate: str) -> list[dict[str, Any]]:
-        return [row for (_, name), row in self.done.items() if name == candidate]
+        worst = least(fell)
+        detail = f"with the newest settings {len(fell)} of {len(others)} cases differ; the smallest: {said(worst)}"
+        return {**row, "verdict": "settings", "settings": settings, "detail": detail}
 
     def _command(self, row: dict[str, Any]) -> str:
         """What replays a saved case, from the run folder."""
@@ -91,27 +120,13 @@ class Cell(Shard):
         target = self.plan.candidates[row["candidate"]]
         return shlex.join(command + (["--candidate", f"{row['candidate']}={target}"] if target else []))
 
-    def _row(self, case: Case, row: dict[str, Any], seconds: float, index: int) -> dict[str, Any]:
-        size = sum(tensor.nbytes for tensor in case.tensors.values())
-        return {**super()._row(case, row, seconds, index), "bytes": size, "shapes": shapes(case)}
-
     def _save(self, case: Case, candidate: str) -> str:
         # Under other settings than the version's own a case is meant to differ: nothing to replay.
         return "" if "/" in candidate else super()._save(case, candidate)
 
-    def _shrink(self, key: tuple[str, str, str]) -> None:
-        """The first kind of failure of each candidate; its smallest case is judged once more, for its words."""
-        from cases.case import Case
-
-        candidate = key[0]
-        if "/" in candidate or candidate in self._smallest:
-            return
-        super()._shrink(key)
-        replay = self.folder.rows[-1]["replay"] if self.folder.rows[-1].get("shrunk") else ""
-        if replay:
-            case = Case.load(self.folder.failures.parent / replay)
-            row = self._row(case, self._judge(case, (candidate,))[0], 0.0, 0)
-            self._smallest[candidate] = {**row, "replay": replay}
+    def worth_shrinking(self, key: tuple[str, str, str]) -> bool:
+        """The first kind of failure of each candidate."""
+        return "/" not in key[0] and key[0] not in {candidate for candidate, *_ in self.smallest}
 
 
 def shapes(case: Case) -> str:
@@ -119,6 +134,12 @@ def shapes(case: Case) -> str:
     return f"{case.dtype}, " + ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in case.tensors.items())
 
 
-def _said(row: dict[str, Any]) -> str:
+def least(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row of the smallest case."""
+    return min(rows, key=lambda row: row["bytes"])
+
+
+def said(row: dict[str, Any]) -> str:
+    """A failure in words: what, where, on which shapes, and where the case is from."""
     where = f" in {row['output']}" if row["output"] else ""
     return f"{row['verdict']}{where}: {row['detail']} [{row['shapes']}; {row['origin']}]"

@@ -62,7 +62,9 @@ def told(summary: dict[str, Any], folder: RunFolder) -> int:
     return summary["exit_code"]
 
 
-def opened(arguments: argparse.Namespace, build: Any, key: str = SETTINGS) -> tuple[RunFolder, dict[str, Any], Any]:
+def opened(
+    arguments: argparse.Namespace, build: Any, key: str = SETTINGS, kind: type[MatrixPlan] = MatrixPlan
+) -> tuple[RunFolder, dict[str, Any], Any]:
     """(folder, run.json, plan): a new folder, or an existing one, whose plan counts if it holds one already."""
     from harness.run import default_out, provenance
 
@@ -77,7 +79,7 @@ def opened(arguments: argparse.Namespace, build: Any, key: str = SETTINGS) -> tu
     try:
         folder.mend()
         if key in run:
-            plan = MatrixPlan.from_json(run[key])
+            plan = kind.from_json(run[key])
         else:
             plan = build()
             there = {row["oracle"] for row in run["oracles"]}

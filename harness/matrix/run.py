@@ -106,9 +106,9 @@ def cell(
 ) -> list[dict[str, Any]]:
     """The rows of one cell, (operation, version), one a candidate."""
     operation, oracle = pair
-    missing = lacks(operation, oracle, found)
+    missing = lacks(operation, oracles.package(oracle), oracles.version(oracle), found)
     if missing:
-        return [_absent(operation, oracle, base, missing) for base in plan.candidates_of(operation)]
+        return [absent(operation, oracle, base, missing) for base in plan.candidates_of(operation)]
     shard = Cell(
         plan,
         operation,
@@ -124,18 +124,19 @@ def cell(
     return shard.rows()
 
 
-def lacks(operation: str, oracle: str, found: Found) -> str:
+def lacks(operation: str, package: str, version: str, found: Found) -> str:
     """Why a version does not have an operation at all, or nothing."""
     names = coverage().counterparts(operation)
     if not set(names) & set(found["names"]):
         unread = "".join(f"; {module} cannot be imported here: {why}" for module, why in found["unread"].items())
         return f"it has no public {' or '.join(name.rpartition('.')[2] for name in names)}{unread}"
-    if not declaration(operation).upstreams[oracles.package(oracle)].has(oracles.version(oracle)):
+    if not declaration(operation).upstreams[package].has(version):
         return "its declaration is of later versions"
     return ""
 
 
-def _absent(operation: str, oracle: str, candidate: str, why: str) -> dict[str, Any]:
+def absent(operation: str, oracle: str, candidate: str, why: str) -> dict[str, Any]:
+    """The row of a cell whose version has no such thing."""
     empty = {"settings": "", "cases": 0, "ties": 0, "replay": ""}
     return {
         "operation": operation,
