@@ -209,6 +209,15 @@ def pinned_cases() -> Iterator[tuple[str, Case]]:
     yield "worked-example", case({"worked-example"})
     yield "worked-example-one-bin", case({"worked-example", "reg-max-1"}, given=example(1))
     yield "every-anchor-foreground", case({"foreground-all"}, given=example(every=True))
+    # Two anchors of other overlaps and other weights: every overlap times every weight is another sum.
+    two = torch.zeros_like(tensors["fg_mask"])
+    two[0, [3, 8]] = True
+    weights = tensors["target_scores"].clone()
+    weights[0, 3], weights[0, 8] = torch.tensor([0.9, 0.0, 0.0]), torch.tensor([0.1, 0.0, 0.0])
+    yield (
+        "field-ultralytics-8.0.100-two-anchors",
+        case({"foreground-two"}, {"fg_mask": two, "target_scores": weights, "target_scores_sum": torch.tensor(1.0)}),
+    )
     one = torch.zeros_like(tensors["fg_mask"])
     one[0, 3] = True
     yield "one-foreground-anchor", case({"foreground-one"}, {"fg_mask": one})

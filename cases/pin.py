@@ -2,12 +2,13 @@
 
 Worked examples come from the specification, the others from what people who train detectors ran into. Tags say what
 a case is about; "tie" allows a legal choice among equals, and "divergence:ID" names the entry of divergences.toml
-that must hold.
+that must hold. The cases that field.toml names get the tag "field:ID" of their row.
 """
 
 import importlib
 import pkgutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 import cases
+from cases import field
 from cases.case import Case
 from cases.frame import Frame
 from cases.pinned import FOLDER
@@ -114,9 +116,9 @@ def _tal_cases() -> Iterator[tuple[str, Case]]:
         "identical-boxes-two-classes",
         _tal(same, (0, 1), near, 0.25, {(5, 0): 0.8, (6, 1): 0.7}, {"identical", "tie"}),
     )
-    # U#4848: the only anchor of the small box goes to the large one, which overlaps its prediction more.
+    # The only anchor of the small box goes to the large one, which overlaps its prediction more.
     yield (
-        "neighbour-starves-small-box",
+        "field-u-4848-neighbour-starves-small-box",
         _tal(
             [(1, 1, 31, 31), (9, 9, 15, 15)],
             (0, 1),
@@ -131,16 +133,42 @@ def _tal_cases() -> Iterator[tuple[str, Case]]:
     )
     ordinary = _around(GRID, 7, {})
     yield (
-        "tiny-box-no-anchor-centre",
-        _tal([(15, 15, 17, 17)], (0,), ordinary, 0.5, {}, {"tiny", "no-candidate-row", "tie"}, stride=(8,)),
+        "field-u-19514-no-anchor-centre",
+        _tal(
+            [(15, 15, 17, 17)],
+            (0,),
+            _around(GRID, 7, {5: (14, 14, 18, 18)}),
+            0.5,
+            {},
+            {"tiny", "no-candidate-row"},
+            stride=(8,),
+        ),
     )
-    # U#25912: up to 8.4.127 the rule for small boxes was not monotonic in their size. Each box is centred on a
+    # Lengthened for membership alone: an assigner of rotated boxes lengthened its caller's.
+    yield (
+        "field-u-24260-small-box",
+        _tal([(10, 9, 19, 15)], (0,), _around(GRID, 7, {5: (10, 9, 18, 15)}), 0.5, {(5, 0): 0.9}, {"tiny"}, topk=1),
+    )
+    # The same box where it is lengthened: it has the four anchors around it.
+    yield (
+        "field-u-19514-between-anchor-centres",
+        _tal(
+            [(15, 15, 17, 17)],
+            (0,),
+            _around(GRID, 7, {5: (14, 14, 18, 18), 6: (14.5, 14.5, 17.5, 17.5)}),
+            0.5,
+            {(5, 0): 0.9},
+            {"tiny"},
+            topk=2,
+        ),
+    )
+    # Up to 8.4.127 the rule for small boxes was not monotonic in their size. Each box is centred on a
     # corner of cells, so that its candidates are the four anchors around it or none.
     strip = Frame(128, 32, (8,))
     sides = (6, 7.9, 8, 8.1, 10, 15.9, 16, 16.1)
     centres = [(16 * position + 8, 16) for position in range(len(sides))]
     yield (
-        "small-box-size-sweep",
+        "field-u-25912-small-box-size-sweep",
         _tal(
             [(x - s / 2, y - s / 2, x + s / 2, y + s / 2) for (x, y), s in zip(centres, sides, strict=True)],
             range(8),
@@ -164,10 +192,10 @@ def _tal_cases() -> Iterator[tuple[str, Case]]:
         ("box-outside-the-image", (-50, -50, -49, -49)),
     ):
         yield name, _tal([box], (1,), ordinary, 0.5, {}, {"edge", "tie"}, topk=10)
-    # PaddleDetection#5710: padded rows all voted for anchor 0.
+    # Anchor 0 is of row 1: votes of the padded rows would make it contested.
     first = (1, 1, 15, 15)
     yield (
-        "padding-rows-vote-for-anchor-0",
+        "field-paddledetection-5710-padding-votes",
         _tal(
             [(0, 0, 0, 0), first, (0, 0, 0, 0), (0, 0, 32, 32)],
             (0, 1, 0, 1),
@@ -176,6 +204,20 @@ def _tal_cases() -> Iterator[tuple[str, Case]]:
             {(0, 1): 0.9},
             {"padding", "tie"},
             valid=(0, 1, 0, 0),
+        ),
+    )
+    # Anchor 0 lies in no ground truth: a vote of a padded row would make it foreground.
+    yield (
+        "field-paddledetection-5710-padding-proposes",
+        _tal(
+            [(0, 0, 0, 0), (10, 10, 30, 30), (0, 0, 0, 0)],
+            (0, 1, 0),
+            _around(GRID, 6, {10: (11, 10, 30, 29)}),
+            0.25,
+            {},
+            {"padding"},
+            valid=(0, 1, 0),
+            topk=1,
         ),
     )
     yield (
@@ -204,13 +246,40 @@ def _tal_cases() -> Iterator[tuple[str, Case]]:
             topk=1,
         ),
     )
-    # YOLO#103: with all metrics 0 the positives depend on the order of ties alone.
+    # With all metrics 0 the positives depend on the order of ties alone.
     yield (
-        "tied-zero-metrics",
+        "field-multimediatechlab-yolo-103-all-metrics-zero",
         _tal([(2, 2, 30, 30), (0, 0, 16, 16)], (0, 1), ordinary, 0.0, {}, {"tie"}, topk=10),
     )
+    # Both rows contain every anchor but those of the border; each proposes anchor 5 alone.
     yield (
-        "zero-overlap-conflict",
+        "field-multimediatechlab-yolo-103-positives-never-grow",
+        _tal(
+            [(2, 2, 30, 30), (3, 3, 28, 28)],
+            (0, 1),
+            _around(GRID, 6, {5: (3, 3, 28, 28)}),
+            0.25,
+            {(5, 0): 0.9, (5, 1): 0.8},
+            {"conflict"},
+            topk=1,
+        ),
+    )
+    # Row 2 overlaps the box predicted at anchor 5 more than the two rows that contain it: spec/task_aligned.md 12.
+    yield (
+        "field-tencent-yolo-master-253-outsider-overlaps-most",
+        _tal(
+            [(4.5, 4.5, 19, 19), (5, 5, 19.5, 19.5), (12.5, 12.5, 30, 30)],
+            (0, 0, 1),
+            _around(GRID, 1, {5: (8, 8, 26, 26)}),
+            0.5,
+            {},
+            # The anchors of row 2 have equal metrics.
+            {"conflict", "tie"},
+            topk=1,
+        ),
+    )
+    yield (
+        "field-tencent-yolo-master-253-zero-overlap-conflict",
         _tal(
             [(100, 100, 120, 120), (2, 2, 18, 18), (2, 2, 18, 18)],
             (1, 0, 0),
@@ -220,6 +289,10 @@ def _tal_cases() -> Iterator[tuple[str, Case]]:
             {"tie", "conflict"},
             topk=16,
         ),
+    )
+    yield (
+        "field-multimediatechlab-yolo-48-predictions-detached",
+        _tal([(2, 2, 18, 18)], (0,), near, 0.25, {(5, 0): 0.8, (6, 0): 0.6}, {"detached"}, topk=2),
     )
     yield "no-ground-truth", _tal([], (), ordinary, 0.5, {}, {"no-ground-truth"})
     yield "only-padding", _tal([(0, 0, 0, 0)] * 2, (1, 0), ordinary, 0.5, {}, {"padding"}, valid=(0, 0))
@@ -309,11 +382,20 @@ def _simota_cases() -> Iterator[tuple[str, Case]]:
         _simota([shifted], [(0, 0, 0)], {"conflict"}, frame=GRID, predictions=predictions[None]),
     )
     yield "identical-ground-truths", _simota([worked[:1] * 2], [(1, 1)], {"identical", "tie"})
+    # Both ground truths select the anchor that fits either; the later one fits it better.
+    contested = torch.cat([torch.from_numpy(GRID.points).float(), torch.full((16, 2), 2.0)], dim=1)
+    contested[5] = torch.tensor([13.0, 13, 18, 18])
+    yield (
+        "field-clrernet-78-one-anchor-two-ground-truths",
+        _simota(
+            [[(11, 11, 16, 16), (13, 13, 17, 17)]], [(0, 1)], {"conflict"}, frame=GRID, predictions=contested[None]
+        ),
+    )
     yield "identical-boxes-two-classes", _simota([worked[:1] * 2], [(1, 0)], {"identical", "tie"})
     # Every pair of the outside box has the penalty, which leaves float32 steps of 1/128: ties.
-    yield "box-outside-the-image", _simota([[worked[0], (60, 60, 8, 8)]], [(1, 0)], {"off-image", "tie"})
+    yield "field-md-6731-box-outside-the-image", _simota([[worked[0], (60, 60, 8, 8)]], [(1, 0)], {"off-image", "tie"})
     yield "tiny-box-no-anchor-centre", _simota([[(16, 16, 2, 2)]], [(0,)], {"tiny", "tie"})
-    yield "zero-area-ground-truth", _simota([[worked[0], (20, 20, 0, 0)]], [(1, 0)], {"zero-area", "tie"})
+    yield "field-pixeltable-yolox-16-zero-area", _simota([[worked[0], (20, 20, 0, 0)]], [(1, 0)], {"zero-area", "tie"})
     yield (
         "more-ground-truths-than-anchors",
         _simota([[(2 + i, 30 - i, 6, 9) for i in range(30)]], [[i % 2 for i in range(30)]], {"conflict", "tie"}),
@@ -322,9 +404,9 @@ def _simota_cases() -> Iterator[tuple[str, Case]]:
         "empty-image-and-padding-of-nan",
         _simota([worked, [], worked[1:]], [(1, 0), (), (0,)], {"empty-image", "padding-nan"}, padding=np.nan),
     )
-    # YX#811: no candidate anchors, an error of top-k upstream.
+    # No candidate anchors: an error of top-k upstream.
     yield (
-        "no-candidate-anchor",
+        "field-yx-811-no-candidate-anchor",
         _simota([[(500, 500, 8, 8)]], [(0,)], {"no-candidate", "invalid", "divergence:simota-no-candidate"}),
     )
 
@@ -370,12 +452,15 @@ def _hungarian_cases() -> Iterator[tuple[str, Case]]:
             return _hungarian(variant, logits, predictions, labels, boxes, sizes, set(tags))
 
         yield f"{variant}-worked-example", case(*truths, (2, 1), "worked-example")
-        # HF#28865: more targets than queries.
         crowd = [(0.1 + 0.13 * i, 0.8 - 0.1 * i, 0.1 + 0.05 * i, 0.3 - 0.04 * i) for i in range(6)]
         yield (
-            f"{variant}-more-targets-than-queries",
+            f"field-hf-28865-{variant}-more-targets-than-queries",
             case([0, 1, 2, 0, 1, 2, 1], [*crowd, truths[1][2]], (6, 1), "more-targets-than-queries"),
         )
+        yield f"field-hf-28865-{variant}-as-many-targets", case([0, 1, 2, 0, 1], crowd[:5], (4, 1), "as-many-targets")
+        # Both targets are nearest to the first query.
+        wanted = [predictions[0, 0].tolist(), (predictions[0, 0] + 0.01).tolist()]
+        yield f"field-deta-8-{variant}-one-query-two-targets", case([0, 0], wanted, (2, 0), "conflict")
         yield (
             f"{variant}-identical-ground-truths",
             case([1, 1, 1], truths[1][:1] * 3, (2, 1), "identical", "tie"),
@@ -392,24 +477,32 @@ def _hungarian_cases() -> Iterator[tuple[str, Case]]:
             ),
         )
         yield f"{variant}-first-image-empty", case([2, 1], truths[1][1:], (0, 2), "empty-image")
-        yield f"{variant}-no-ground-truth", case([], [], (0, 0), "empty-image", "no-ground-truth")
+        yield f"field-hf-28865-{variant}-no-target", case([], [], (0, 0), "empty-image", "no-ground-truth")
         zero_area = [*truths[1][:2], (0.45, 0.45, 0.0, 0.0)]
         yield f"{variant}-zero-area-ground-truth", case(truths[0], zero_area, (2, 1), "zero-area")
-        # RF#431, RT-DETR#527: NaN costs were replaced with a maximum that was NaN.
+        # A softmax spreads one NaN to all classes of its query; sigmoids do not.
+        cell = logits.clone()
+        cell[0, 3, 2] = torch.nan
+        yield f"field-rf-431-{variant}-nan-cell", case(*truths, (2, 1), "non-finite", logits=cell)
         poisoned = logits.clone()
         poisoned[:, 3] = torch.nan
-        yield f"{variant}-nan-logits-of-a-query", case(*truths, (2, 1), "non-finite", logits=poisoned)
+        yield f"field-rf-431-{variant}-nan-row", case(*truths, (2, 1), "non-finite", logits=poisoned)
         yield (
-            f"{variant}-nan-logits-everywhere",
+            f"field-rf-431-{variant}-nan-everywhere",
             case(*truths, (2, 1), "non-finite", "tie", logits=torch.full_like(logits, torch.nan)),
         )
         wide = predictions.clone()
         wide[:, 1, 2] = torch.inf
-        yield f"{variant}-infinite-width", case(*truths, (2, 1), "non-finite", predictions=wide)
-        # HF#47000: the focal cost of saturated half logits was infinite.
+        yield f"field-rf-431-{variant}-infinite-row", case(*truths, (2, 1), "non-finite", predictions=wide)
+        endless = predictions.clone()
+        endless[..., 2] = torch.inf
+        yield (
+            f"field-u-25508-{variant}-no-finite-cost",
+            case(*truths, (2, 1), "non-finite", "tie", predictions=endless),
+        )
         saturated = (logits.sign() * 30).to(torch.float16)
         yield (
-            f"{variant}-saturated-half-logits",
+            f"{'field-hf-47000-' if variant == 'rtdetr' else ''}{variant}-saturated-half-logits",
             # A tie where upstream still computed in half: every saturated cost rounds to the same number.
             case(*truths, (2, 1), "mixed-dtype", "float16", "tie", logits=saturated),
         )
@@ -422,7 +515,13 @@ def pinned_cases() -> dict[str, Case]:
         found = getattr(importlib.import_module(f"cases.{module.name}"), "pinned_cases", None)
         if found is not None and module.name != "pin":
             groups[module.name] = found()
-    return {f"{operation}-{name}": case for operation, group in groups.items() for name, case in group}
+    found = {f"{operation}-{name}": case for operation, group in groups.items() for name, case in group}
+    for row in field.rows():
+        for name in row.cases:
+            # A name that no case has is left to the test of the declaration, which says so.
+            if name in found:
+                found[name] = replace(found[name], tags=found[name].tags | {row.tag})
+    return found
 
 
 def main(folder: Path = FOLDER) -> None:

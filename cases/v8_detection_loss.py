@@ -13,6 +13,7 @@ from cases.boxes import drawn
 from cases.case import Case
 from cases.detection import Rows
 from cases.flaws import Flaw, perhaps
+from cases.frame import Frame
 from cases.labels import LabelImage
 from cases.predictions import spoil
 from cases.scenes import Scene, common_tags, draw_scene, scene_from_labels
@@ -191,6 +192,23 @@ def example(reg_max: int = 16, classes: int = 3) -> tuple[dict[str, Tensor], dic
     return tensors, settings
 
 
+def close_scores() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The example with every anchor at its object's box and logits a thousandth apart: half steps are wider."""
+    tensors, settings = example(reg_max=1)
+    frame = Frame(96, 64, (8, 16, 32))
+    cells = torch.from_numpy(frame.cells).float()
+    centre, side = tensors["bboxes"].mul(torch.tensor([96.0, 64.0] * 2)).split(2, 1)
+    points = torch.from_numpy(frame.points).float()
+    owner = torch.stack(((points[:, 0] > 48).long(), torch.full((len(points),), 2)))
+    near, far = ((centre + sign * side / 2)[owner] for sign in (-1, 1))
+    distances = torch.cat((points - near, far - points), -1) / cells[:, 2:]
+    order = (torch.arange(126) * 37 % 126).float()
+    return tensors | {
+        "boxes": distances.mT.contiguous(),
+        "scores": (-2 - order / 1000).expand(2, 3, -1).clone(),
+    }, settings
+
+
 def pinned_cases() -> Iterator[tuple[str, Case]]:
     """The worked example of yolo_losses.md, section 3, and the edge cases of its list, by name."""
 
@@ -203,13 +221,19 @@ def pinned_cases() -> Iterator[tuple[str, Case]]:
     tensors, _ = example()
     labels = ("batch_idx", "cls", "bboxes")
     yield "worked-example", case({"worked-example"})
-    yield "worked-example-one-bin", case({"worked-example"}, given=example(reg_max=1))
+    yield "field-u-25941-no-dfl-head", case({"worked-example"}, given=example(reg_max=1))
     yield "class-weights", case({"class-weights"}, class_weights=[0.5, 1.0, 2.0])
     yield "one-to-one-by-topk", case({"one-to-one"}, topk=1)
     yield "one-to-one-by-topk2", case({"one-to-one", "topk2"}, topk=7, topk2=1)
     yield "one-class", case({"one-class"}, given=example(classes=1))
-    yield "no-ground-truth", case({"no-ground-truth"}, {name: tensors[name][:0] for name in labels})
-    yield "empty-image", case({"empty-image"}, {name: tensors[name][:2] for name in labels})
+    yield (
+        "field-u-25209-one-class-topk2",
+        case({"one-class", "one-to-one", "topk2"}, given=example(classes=1), topk=7, topk2=1),
+    )
+    yield "field-multimediatechlab-yolo-48-predictions-detached", case({"detached"}, topk=5)
+    yield "field-yolov7-306-one-device", case({"one-device"}, topk=3)
+    yield "field-u-490-no-objects", case({"no-ground-truth"}, {name: tensors[name][:0] for name in labels})
+    yield "field-u-490-empty-image", case({"empty-image"}, {name: tensors[name][:2] for name in labels})
     outside = tensors["bboxes"] + torch.tensor([3.0, 0, 0, 0])
     yield "no-foreground", case({"off-image"}, {"bboxes": outside})
     # A corner sum of 0 or less: the row counts as padding.
@@ -247,4 +271,5 @@ def pinned_cases() -> Iterator[tuple[str, Case]]:
         tensor[0, place, anchor] = value
         yield name, case({"non-finite", *tags}, {channel[0]: tensor})
     for dtype in ("bfloat16", "float16"):
-        yield f"autocast-{dtype}", case({f"autocast-{dtype}"}, autocast=dtype)
+        tags = {f"autocast-{dtype}", "reg-max-1"}
+        yield f"field-u-25990-autocast-{dtype}", case(tags, given=close_scores(), autocast=dtype, topk=5)
