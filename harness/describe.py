@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 
+from cases import field
 from cases.workloads import WORKLOADS
 from harness import oracles
 from harness.operation import Operation
@@ -46,6 +47,10 @@ def show(declared: Operation) -> str:
         if oracles.package(pin) in declared.upstreams:
             era = declared.upstreams[oracles.package(pin)].era(pin.partition("==")[2])
             lines.append(f"  {pin:<22} {era or 'none'}")
+    reported = field.rows_of(declared.name)
+    if reported:
+        lines += ["", "faults from the field that its pinned cases hold against a candidate"]
+        lines += [f"  {', '.join((row.id, *row.also))}: {row.fact}" for row in reported]
     leak = "alias nothing" if declared.gradients else "carry no gradient, alias nothing"
     arguments = ", ".join([*(i.name for i in declared.inputs), "**settings"])
     lines += [

@@ -7,7 +7,8 @@ import pytest
 
 from cases import field
 from cases.pinned import pinned
-from harness.operations import NAMES
+from harness.describe import show
+from harness.operations import NAMES, operation
 from reference import read_pins
 from tests.field_faults import CONTROLS, FAULTS
 
@@ -88,9 +89,9 @@ def test_every_case_is_shown_to_fail_on_a_fault_of_its_row():
 
 def test_strategies_reach_the_targets(draw):
     wanted = {(name, tag) for row in field.rows() for name, tags in row.targets.items() for tag in tags}
-    for operation in sorted({name for name, _ in wanted}):
-        seen = Counter(tag for case in draw(operation) for tag in case.tags)
-        assert {tag: seen[tag] for name, tag in wanted if name == operation and not seen[tag]} == {}
+    for drawn in sorted({name for name, _ in wanted}):
+        seen = Counter(tag for case in draw(drawn) for tag in case.tags)
+        assert {tag: seen[tag] for name, tag in wanted if name == drawn and not seen[tag]} == {}
 
 
 @pytest.mark.parametrize(
@@ -106,3 +107,10 @@ def test_a_malformed_row_is_named(tmp_path, text, reason):
     file.write_text(f"[[row]]\n{text}\n")
     with pytest.raises(ValueError, match=f"field.toml: .*{reason}"):
         field.rows(file)
+
+
+def test_an_operation_is_shown_with_its_rows():
+    text = show(operation("simota"))
+    own = field.rows_of("simota")
+    assert {"DETA#8", "U#4848", "YX#811", "yolov7#306"} == {row.id for row in own}
+    assert [row.id for row in own if f"{', '.join((row.id, *row.also))}: {row.fact}\n" not in text] == []

@@ -1,5 +1,6 @@
 """Workloads have the sizes that they are named for, and the same content every time."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from cases import hungarian, simota, tal
 from cases.labels import LabelImage, LabelSet, read_labels
 from cases.workloads import WORKLOADS, labels_case, workload_case, workload_images
+from harness.operations import NAMES, operation
+from harness.plan import PROFILES
 
 SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "coco_val2014_sample" / "instances.json"
 
@@ -17,6 +20,7 @@ COUNTS = {
     "coco-b64": lambda counts: len(counts) == 64 and 6 <= sum(counts) / 64 <= 8 and max(counts) <= 60,
     "crowd-b16": lambda counts: counts == [100] * 16,
     "dense-b4": lambda counts: counts == [1000, 5, 5, 5],
+    "dense-xview": lambda counts: counts == [4967, 1000, 200, 20],
     "detr-b16": lambda counts: len(counts) == 16 and max(counts) == 100 and min(counts) >= 1,
 }
 
@@ -51,6 +55,18 @@ def test_workload_cases_have_the_shapes_of_training():
         case = workload_case("detr-b16", "hungarian", variant=variant)
         assert case.tensors["logits"].shape == (16, 300, columns)
         assert sum(case.settings["sizes"]) == len(case.tensors["labels"]) == 844
+
+
+def test_operations_are_measured_on_what_was_reported_slow():
+    """Memory and speed in the field: batches of one, one dense image that pads the batch, thousands of boxes."""
+    assert [name for name in NAMES if "coco-b1" not in operation(name).workloads] == []
+    for name in ("tal", "simota", "v8_detection_loss"):
+        assert {"crowd-b16", "dense-b4"} <= set(operation(name).workloads)
+    for name in ("tal", "v8_detection_loss"):
+        assert "dense-xview" in operation(name).workloads
+    profiles = tomllib.loads(PROFILES.read_text())
+    assert [name for name, profile in profiles.items() if "dense-xview" in profile["workloads"]] == []
+    assert "coco-b1" in profiles["ci"]["workloads"]
 
 
 def test_an_unknown_request_names_the_argument():
