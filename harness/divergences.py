@@ -133,6 +133,11 @@ def entries(path: Path = LIST) -> tuple[Divergence, ...]:
     return tuple(found)
 
 
+def covers(identifier: str, oracle_name: str) -> bool:
+    """Whether the entry of that id speaks of that oracle; one that the list does not have speaks of all."""
+    return all(re.fullmatch(entry.oracles, oracle_name) for entry in entries() if entry.id == identifier)
+
+
 def excuse(dispute: Dispute, oracle_name: str, *, today: datetime.date | None = None) -> Divergence | None:
     """The unexpired entry that explains a finding that does not hold, or None."""
     today = today or datetime.date.today()

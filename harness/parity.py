@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from harness import oracles
+from harness.divergences import covers
 from harness.operations import operation as declaration
 from harness.pool import Worker, WorkerLost
 from harness.runfolder import RunFolder, WriteError
@@ -152,12 +153,14 @@ class Shard:
                     repeated = f"not tried again after {MOST_LOSSES} losses of the worker, the last at {lost.stage}"
                     self._lost[name] = _lost(name, lost.verdict, f"{repeated}: {lost.reason}")
                 candidates = tuple(name for name in candidates if name not in guilty)
-        return [self._strict(case, row) for row in rows]
+        release = f"{oracles.package(self.oracle)}=={oracles.version(self.oracle)}"
+        return [self._strict(case, row, release) for row in rows]
 
     @staticmethod
-    def _strict(case: Case, row: dict[str, Any]) -> dict[str, Any]:
-        """Stored cases say what they expect: a tie only where tagged, a divergence still diverging."""
-        expected = [tag.partition(":")[2] for tag in case.tags if tag.startswith("divergence:")]
+    def _strict(case: Case, row: dict[str, Any], release: str = "") -> dict[str, Any]:
+        """Stored cases say what they expect: a tie only where tagged, a divergence of this release still diverging."""
+        listed = [tag.partition(":")[2] for tag in case.tags if tag.startswith("divergence:")]
+        expected = [identifier for identifier in listed if not release or covers(identifier, release)]
         if not case.origin.startswith("pinned:"):
             return row
         if expected and row["divergence"] not in expected and row["verdict"] in HOLDS:

@@ -55,14 +55,19 @@ class Matching(NamedTuple):
     targets: Tensor
 
 
-def match(layers: Sequence[Layer], targets: Targets, costs: CostTerms, *, sparse: bool) -> Matching:
-    """Match all layers at once on the host: in one operator, or with `sparse` by what is in it."""
+def match(
+    layers: Sequence[Layer], targets: Targets, costs: CostTerms, *, sparse: bool, non_finite: str | None = None
+) -> Matching:
+    """Match all layers at once on the host: in one operator, or with `sparse` by what is in it.
+
+    `non_finite` as in `hungarian_match`.
+    """
     total, batch = layers[0].boxes.shape[1], len(targets.sizes)
     if not sparse:
-        found = matched_layers(*_given(layers, targets), terms=costs, path="scipy")
+        found = matched_layers(*_given(layers, targets), terms=costs, non_finite=non_finite or "", path="scipy")
         firsts = torch.tensor([0, *targets.sizes], device=found.images.device).cumsum(0)
         return Matching(pairs_of(found, len(layers), total), found.queries, found.targets - firsts[found.images])
-    found = match_layers(*_given(layers, targets), terms=costs)
+    found = match_layers(*_given(layers, targets), terms=costs, non_finite=non_finite)
     queries, local = (np.concatenate([part[side].numpy() for part in found]) for side in (0, 1))
     counts = [len(some) for some, _ in found[:batch]]
     width = sum(counts)
@@ -73,9 +78,11 @@ def match(layers: Sequence[Layer], targets: Targets, costs: CostTerms, *, sparse
     return Matching(pairs, torch.from_numpy(queries), torch.from_numpy(local))
 
 
-def match_on_device(layers: Sequence[Layer], targets: Targets, costs: CostTerms) -> LayerPairs:
-    """Match all layers at once, in kernels."""
-    return matched_layers(*_given(layers, targets), terms=costs, path="triton")
+def match_on_device(
+    layers: Sequence[Layer], targets: Targets, costs: CostTerms, *, non_finite: str | None = None
+) -> LayerPairs:
+    """Match all layers at once, in kernels; `non_finite` as in `hungarian_match`."""
+    return matched_layers(*_given(layers, targets), terms=costs, non_finite=non_finite or "", path="triton")
 
 
 def _given(layers: Sequence[Layer], targets: Targets) -> tuple:

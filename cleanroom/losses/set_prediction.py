@@ -65,6 +65,7 @@ def set_loss(
     num_boxes: Tensor | float | None = None,
     ignore_mask: Tensor | None = None,
     reduction: str = "sum",
+    non_finite: str | None = None,
     path: str = "auto",
 ) -> SetLoss:
     """Match every layer and sum ``loss_ce + 5 loss_bbox + 2 loss_giou (+ loss_mask + loss_dice)`` (A9).
@@ -97,6 +98,8 @@ def set_loss(
         ignore_mask: (B, Q) bool: these queries are matched, and then take no part in any term, nor do their targets in
             D and in the number of objects.
         reduction: "sum", or "none" for the share of each image: `total` (B,), `terms` (K, B).
+        non_finite: what costs that are NaN or infinite become in the matching, see `hungarian_match`: "largest"
+            (transformers 5.18.0 on) or "raise"; default: the former.
         path: "sparse" looks at values and works in blocks, "static" does neither, for compilers and accelerators,
             "triton" matches on the device and computes the terms in kernels; see `cleanroom.paths.choose_path`.
 
@@ -119,7 +122,7 @@ def set_loss(
     criterion = Criterion(weights, eos_coef, targets, num_boxes, ignore_mask, reduction, sparse)
     counted = len(layers) - 1 if decoder_layers is None else decoder_layers - 1
     if path == "triton":
-        found = match_on_device(layers, targets, costs)
+        found = match_on_device(layers, targets, costs, non_finite=non_finite)
         fused = criterion.fused(layers, found, max(counted, 0) + 1, bbox_coef, giou_coef)
         total, terms = fused.total, fused.terms.flatten(0, 1)
         if masks is not None:
@@ -128,7 +131,7 @@ def set_loss(
             total = total + weighted(of_masks, {"loss_mask": mask_coef, "loss_dice": dice_coef})
             terms = torch.cat([terms[:4], torch.stack(list(of_masks.values())), terms[4:]])
         return SetLoss(total, terms, found.queries, fused.local.flatten())
-    matching = match(layers, targets, costs, sparse=sparse)
+    matching = match(layers, targets, costs, sparse=sparse, non_finite=non_finite)
     losses = ("labels", "boxes", "cardinality") if masks is None else ("labels", "boxes", "cardinality", "masks")
     terms = criterion.layers(losses, layers, matching.layers)
     coefficients = loss_weights(bbox_coef, giou_coef, mask_coef, dice_coef, auxiliary=counted, masks=masks is not None)

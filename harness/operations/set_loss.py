@@ -8,7 +8,8 @@ from torch import Tensor
 
 from cleanroom.losses.set_prediction import set_loss
 from harness.candidates import by_path
-from harness.operation import Input, Operation, Output, Setting, Settings, Tensors, Upstream
+from harness.operation import Input, Operation, Output, Setting, Settings, Tensors, Upstream, release
+from harness.operations.hungarian import TOLERATED_SINCE
 from harness.relations import reasons
 from harness.relations.declaration import Axis, Images, Relations, Rows
 from harness.relations.matching import set_pairs
@@ -19,6 +20,10 @@ from harness.total import Part, comparing
 def _torch(mask_sizes: list[list[int]] | None = None, **given: Any) -> dict[str, Tensor]:
     """What an image's masks lack to the common size is background already."""
     return set_loss(**given)._asdict()
+
+
+def _era(version: str) -> dict[str, str]:
+    return {} if release(version) >= TOLERATED_SINCE["transformers"] else {"non_finite": "raise"}
 
 
 def _answer(inputs: Tensors, settings: Settings, outputs: Tensors, index: int) -> dict[str, Tensor]:
@@ -64,7 +69,7 @@ OPERATION = Operation(
         Output("queries", "(P,)", "int64", "matched queries, last layer first", decision=True),
         Output("targets", "(P,)", "int64", "their ground truths, counted within the image", decision=True),
     ),
-    upstreams={"transformers": Upstream()},
+    upstreams={"transformers": Upstream(era=_era)},
     candidates=by_path(_torch),
     predictions=("logits", "pred_boxes", "aux_logits", "aux_boxes", "pred_masks"),
     gradients=("logits", "pred_boxes", "aux_logits", "aux_boxes", "pred_masks"),

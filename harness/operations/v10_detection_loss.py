@@ -20,12 +20,12 @@ from harness.relations.reasons import exempt
 from harness.total import Part, comparing
 
 CLASSES = {"ultralytics": E2EDetectLoss, "original": v10DetectLoss, "e2e": E2ELoss}
-FORMS_SINCE = (8, 4, 0)
-"""First release whose criteria take the predictions of both branches as a dict (`spec/yolo_losses.md` section 13)."""
+FORMS_SINCE = {"ultralytics": (8, 2, 39), "original": (), "e2e": (8, 4, 0)}
+"""First release that has the class of a form; the original is made of two criteria (`spec/yolo_losses.md` 13)."""
 
 
 def _options(version: str) -> dict[str, Any]:
-    forms = tuple(CLASSES) if release(version) >= FORMS_SINCE else ("original",)
+    forms = tuple(form for form, since in FORMS_SINCE.items() if release(version) >= since)
     return {"forms": forms, **tal_answer.options(version)}
 
 
