@@ -65,7 +65,7 @@ OPERATION = Operation(
     workloads=("coco-b1", "coco-b16"),
     relations=Relations(
         anchors=Axis({"box1": -2, "box2": -2, "iou": -2}),
-        scale=Scale({"box1": slice(None), "box2": slice(None)}, fits=_pixels),
+        scale=Scale({"box1": slice(None), "box2": slice(None)}, fits=_pixels, exact=False),
         smooth=_nothing_held,
         gradcheck=("box1", "box2"),
         monotony=largest_with_itself("box1", "box2", "iou"),

@@ -46,7 +46,7 @@ OPERATION = Operation(
     workloads=("coco-b1", "coco-b16", "crowd-b16"),
     relations=Relations(
         anchors=Axis({"pred": 0, "target": 0, "loss": 0}),
-        scale=Scale({"pred": slice(None), "target": slice(None)}),
+        scale=Scale({"pred": slice(None), "target": slice(None)}, exact=False),
         gradcheck=("pred", "target"),
         fits=_each,
         exempt=exempt(

@@ -144,7 +144,7 @@ OPERATION = Operation(
     compare=compare,
     invariants=invariants,
     minimum_bytes=minimum_bytes,
-    workloads=("coco-b1", "coco-b16", "coco-b64", "crowd-b16", "dense-b4"),
+    workloads=("coco-b1", "coco-b16", "coco-b64", "crowd-b16", "dense-b4", "dense-xview"),
     relations=Relations(
         images=Images(dict.fromkeys(("pd_scores", "pd_bboxes", "gt_labels", "gt_bboxes", "mask_gt", *OUTPUT_NAMES), 0)),
         truths=Rows(
@@ -163,6 +163,7 @@ OPERATION = Operation(
             {"pd_bboxes": slice(None), "anc_points": slice(None), "gt_bboxes": slice(None)},
             settings=("stride",),
             outputs={"target_bboxes": slice(None)},
+            exact=False,
         ),
         certain=scored,
         margins=Margins(tal_quantities, era={"small_box": "min_side", "edge_round_trip": True}, restore=tal_background),

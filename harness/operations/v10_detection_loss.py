@@ -129,7 +129,7 @@ OPERATION = Operation(
         ),
         classes=Axis({"o2m_scores": 1, "o2o_scores": 1}, counted={"cls": None}, lists=("class_weights",)),
         whole=("cls",),
-        scale=Scale({}, settings=("strides",)),
+        scale=Scale({}, settings=("strides",), exact=False),
         dense=owned,
         free=(*BRANCHES, "bboxes"),
         fits=v8.ordered,

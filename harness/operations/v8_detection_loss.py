@@ -151,7 +151,7 @@ OPERATION = Operation(
     compare=comparing(Part("tal", ("fg_mask", "target_gt_idx"), _answer)),
     invariants=decided_well,
     minimum_bytes=minimum_bytes,
-    workloads=("coco-b1", "coco-b16", "coco-b64", "crowd-b16", "dense-b4"),
+    workloads=("coco-b1", "coco-b16", "coco-b64", "crowd-b16", "dense-b4", "dense-xview"),
     relations=Relations(
         images=Images(
             {"boxes": 0, "scores": 0, "fg_mask": 0, "target_gt_idx": 0},
@@ -167,7 +167,7 @@ OPERATION = Operation(
         ),
         classes=Axis({"scores": 1}, counted={"cls": None}, lists=("class_weights",)),
         whole=("cls",),
-        scale=Scale({}, settings=("strides",)),
+        scale=Scale({}, settings=("strides",), exact=False),
         monotony=grow_with_topk,
         dense=owned,
         free=("boxes", "scores", "bboxes"),

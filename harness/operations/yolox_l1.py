@@ -71,7 +71,7 @@ OPERATION = Operation(
             dict.fromkeys(("origin_preds", "fg_mask", "matched_gt", "strides", "x_shifts", "y_shifts", "target"), 1)
         ),
         padding=Padding(rows={"gt_boxes": math.nan}, dims={"gt_boxes": (1,)}),
-        scale=Scale({"gt_boxes": slice(None), "strides": slice(None)}),
+        scale=Scale({"gt_boxes": slice(None), "strides": slice(None)}, exact=False),
         gradcheck=("origin_preds",),
         dense=_targets_of_anchors,
         exempt=exempt(

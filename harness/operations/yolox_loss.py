@@ -133,7 +133,7 @@ OPERATION = Operation(
         levels=Levels(prefix="raw", along={"fg_mask": 1, "matched_gt": 1}),
         classes=Axis(dict.fromkeys(RAW, 1), first=dict.fromkeys(RAW, 5), counted={"labels": 0}, real=_real),
         padding=Padding(rows={"labels": 0}, dims={"labels": (1,)}),
-        scale=Scale({"labels": slice(1, None)}, settings=("strides",)),
+        scale=Scale({"labels": slice(1, None)}, settings=("strides",), exact=False),
         free=(*RAW, "labels"),
         fits=_whole_classes,
         exempt=exempt(

@@ -40,23 +40,35 @@ def check(
     each relation before it is tried. The verdict is `holds`, `broken`, or `rejected` where the subject does not take
     the case itself.
     """
+    from dataclasses import replace
+
     import torch
 
     from harness.execute import Result, execute
     from harness.operation import AUTOCAST
     from harness.relations.trial import Broken, Rejected, Trial
+    from harness.watch import same
 
     def ask(some: Case) -> Result:
         settings = {key: value for key, value in some.settings.items() if key != AUTOCAST}
-        return execute(
-            lambda tensors: call(tensors, settings),
-            some.tensors,
-            track=True,
-            gradients=operation.carries_gradient(some.tensors),
-            autocast=some.settings.get(AUTOCAST),
-            # Alike for all elements: in another order they must have the same gradients.
-            weigh=torch.ones_like,
-        )
+        gradients = operation.carries_gradient(some.tensors)
+        # Weights alike for all elements: in another order they must have the same gradients.
+        how = {"gradients": gradients, "autocast": some.settings.get(AUTOCAST), "weigh": torch.ones_like}
+        result = execute(lambda tensors: call(tensors, settings), some.tensors, track=True, **how)
+        if result.error is None or gradients:
+            return result
+        # An assigner may refuse inputs that carry gradient: then it leaks none, and is watched without.
+        changed: list[str] = []
+
+        def watched(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+            outputs = call(tensors, settings)
+            changed.extend(
+                f"input {name} was changed" for name, value in tensors.items() if not same(value, some.tensors[name])
+            )
+            return outputs
+
+        result = execute(watched, some.tensors, track=False, **how)
+        return replace(result, side_effects=(*result.side_effects, *changed))
 
     trial, rows = Trial(operation, case, ask, era or {}), []
     if not operation.relations.fits(case):

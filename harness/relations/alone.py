@@ -71,6 +71,7 @@ def _same_of_image(
         del plain["owner"]  # nothing to match: how many matchings were made cannot be told
     trial.same(plain, part)
     factors: dict[str, float | None] = {}
+    floor = trial.scale(own)(gradient_name(""))
     for name, value in gradients.items():
         factor = factors.get("all") if images.normaliser == "one" else None
         alone = part[name].double()
@@ -83,9 +84,9 @@ def _same_of_image(
                 raise Broken(f"{name} of image {image} in the batch is {factor:.6g} times that of the image alone")
             factors["all"] = factor
         scaled = (alone * (1.0 if factor is None else factor)).to(value.dtype)
-        problem = trial.difference(value, scaled)
+        problem = trial.difference(scaled, value, floor=floor)
         if problem:
-            raise Broken(f"{name} of image {image} is not that of the image alone, by one factor: it{problem}")
+            raise Broken(f"{name} of image {image} is not that of the image alone times one factor: it{problem}")
     return factors
 
 
@@ -107,6 +108,6 @@ def _sums(trial, images, own, parts, factors) -> None:
             ):
                 continue
             total = sum(term * (1.0 if factor is None else factor) for factor, term in zip(known, terms, strict=True))
-        problem = trial.difference(value, total.to(value.dtype))
+        problem = trial.difference(total.to(value.dtype), value)
         if problem:
             raise Broken(f"{name} is not the sum of the images alone: it{problem}")

@@ -143,6 +143,8 @@ class Scale:
     """Outputs that double (all their columns, or some of their last dim); other outputs stay."""
     fits: Callable[[Case], bool] = _always
     """Whether no constant of the operation has a length in this case."""
+    exact: bool = True
+    """Whether nothing has an epsilon; else the same is meant in float32, where epsilons vanish."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ at at least one must remain, or the case counts for nothing.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -61,7 +62,10 @@ def _element(trial: Trial, case: Case, name: str, place: int, found: float, prec
         sums[times], size = _sum(trial, case, name, place, times * step)
     whole, half = (sums[1.0] - sums[-1.0]) / (2 * step), (sums[0.5] - sums[-0.5]) / step
     left, right = (sums[0.0] - sums[-0.5]) / (0.5 * step), (sums[0.5] - sums[0.0]) / (0.5 * step)
-    noise = 16 * precise * size / step
+    if not math.isfinite(half):
+        return False
+    # What rounds on the way is of size 1, even where nearly nothing is left of it.
+    noise = 16 * precise * max(size, 1.0) / step
     scale = max(abs(found), abs(half))
     curved = abs(right - left) > max(2e-3, 10 * step) * scale + 4 * noise or abs(found) * step > 0.01 * max(size, 1.0)
     if abs(whole - half) > TOLERANCE / 2 * scale + noise or curved:

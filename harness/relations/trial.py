@@ -93,14 +93,28 @@ class Trial:
         names = self.operation.precision, self.case.settings.get(AUTOCAST), self.case.dtype
         return coarsest(*(getattr(torch, name) for name in names if name), *(value.dtype for value in values))
 
-    def same(self, expected: Mapping[str, Tensor], got: Mapping[str, Tensor], *, ulps: int = ULPS) -> None:
+    def same(
+        self, expected: Mapping[str, Tensor], got: Mapping[str, Tensor], *, through: tuple[torch.dtype, ...] = ()
+    ) -> None:
         """Broken unless all that is expected was got: decisions exactly, numbers but for the order of their sums."""
+        scale = self.scale(expected)
         for name, value in expected.items():
             if name not in got:
                 raise Broken(f"{name} is missing")
-            problem = self.difference(value, got[name], ulps)
+            problem = self.difference(value, got[name], through, scale(name))
             if problem:
                 raise Broken(f"{name}{problem}")
+
+    def scale(self, outputs: Mapping[str, Tensor]) -> Callable[[str], float]:
+        """The least size at which an output is rounded.
+
+        One backward pass makes all gradients, which are differences of numbers of the size of the largest, and in
+        float64, where nothing hides, of that of the losses.
+        """
+        gradients = [value for name, value in outputs.items() if name.startswith("gradient of ")]
+        every = list(outputs.values()) if self.precision() == torch.float64 else gradients
+        floor = max(map(_largest, every), default=0.0)
+        return lambda name: floor if name.startswith("gradient of ") else 0.0
 
     def by_margins(self, following: Case, expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:
         """Broken unless the operation's comparator finds both answers to `following` the same, or legal ties."""
@@ -115,7 +129,9 @@ class Trial:
         if finding.verdict not in HOLDS and finding.output != NON_FINITE:
             raise Broken(finding.detail.replace("oracle", "expected").replace("candidate", "got"))
 
-    def difference(self, expected: Tensor, got: Tensor, ulps: int = ULPS) -> str:
+    def difference(
+        self, expected: Tensor, got: Tensor, through: tuple[torch.dtype, ...] = (), floor: float = 0.0
+    ) -> str:
         """How two tensors differ, or nothing."""
         if expected.shape != got.shape:
             return f" has shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
@@ -126,9 +142,16 @@ class Trial:
         finite = a.isfinite() & b.isfinite()
         alike = (a == b) | (a.isnan() & b.isnan())
         scale = torch.where(finite, a.abs(), torch.zeros_like(a))
-        unit = ulp(scale.max(), self.precision(expected, got)) if scale.numel() else torch.zeros(())
-        wrong = ~alike & ~(finite & ((a - b).abs() <= ulps * unit))
+        dtype = coarsest(self.precision(expected, got), *through)
+        unit = ulp(scale.max().clamp(min=floor), dtype) if scale.numel() else torch.zeros(())
+        wrong = ~alike & ~(finite & ((a - b).abs() <= ULPS * unit))
         return _place(wrong, a, b) if bool(wrong.any()) else ""
+
+
+def _largest(value: Tensor) -> float:
+    if not value.is_floating_point() or not value.numel():
+        return 0.0
+    return float(value.double().abs().nan_to_num(0.0, posinf=0.0).max())
 
 
 def _stirred(value: Tensor, generator: torch.Generator) -> Tensor:
