@@ -62,6 +62,11 @@ class Shard:
         """What the case strategies may use: what the oracle takes."""
         return options(self.operation, self.oracle)
 
+    @property
+    def release(self) -> str:
+        """The oracle as NAME==VERSION, wherever its code is from."""
+        return f"{oracles.package(self.oracle)}=={oracles.version(self.oracle)}"
+
     def run(self, worker: Worker) -> None:
         """Judge every case once and save a shrunk counterexample of each kind of failure."""
         self.worker = worker
@@ -153,8 +158,7 @@ class Shard:
                     repeated = f"not tried again after {MOST_LOSSES} losses of the worker, the last at {lost.stage}"
                     self._lost[name] = _lost(name, lost.verdict, f"{repeated}: {lost.reason}")
                 candidates = tuple(name for name in candidates if name not in guilty)
-        release = f"{oracles.package(self.oracle)}=={oracles.version(self.oracle)}"
-        return [self._strict(case, row, release) for row in rows]
+        return [self._strict(case, row, self.release) for row in rows]
 
     @staticmethod
     def _strict(case: Case, row: dict[str, Any], release: str = "") -> dict[str, Any]:

@@ -47,6 +47,11 @@ class Comparison(Sized):
         return {name: value and theirs.get(name) if isinstance(value, bool) else value for name, value in own.items()}
 
     @property
+    def release(self) -> str:
+        """The new release, which no pin tells apart from others."""
+        return self.oracle
+
+    @property
     def bases(self) -> tuple[str, ...]:
         """The candidates by their own names."""
         return self.plan.candidates_of(self.operation)
@@ -173,13 +178,17 @@ class Comparison(Sized):
             return _row("mismatch", CRASHES, f"{lost.stage}: {lost.reason}")
         if row["verdict"] in AGREES:
             return row
-        detail = row["detail"].replace("candidate", self.oracle).replace("oracle", self.base)
-        return {**row, "verdict": "mismatch", "output": self._kind(row["output"]), "detail": detail}
+        kind, detail = self._kind(row["output"], row["detail"]), row["detail"]
+        for ours, theirs in (("candidate", self.oracle), ("the oracle's", f"{self.base}'s"), ("oracle", self.base)):
+            detail = detail.replace(ours, theirs)
+        return {**row, "verdict": "mismatch", "output": kind, "detail": detail}
 
-    def _kind(self, output: str) -> str:
+    def _kind(self, output: str, detail: str) -> str:
         outputs = {item.name: item.decision for item in declaration(self.operation).outputs}
-        if output.startswith(gradient_name("")):
+        if output.startswith(gradient_name("")) or detail.startswith(f"output {gradient_name('')}"):
             return "gradients"
+        if output == "structure" and "has dtype" in detail:
+            return "dtypes"
         if output == "invariants" or any(outputs.get(name) for name in output.split(", ")):
             return "decisions"
         return KINDS.get(output, "values")

@@ -46,7 +46,7 @@ def execute(plan: MatrixPlan, folder: RunFolder, run_plan: Plan | None, progress
 
         lost = in_parallel(plan, sorted(pairs, key=lambda pair: pair[1]), one)
         found |= listed(plan, {oracle for _, oracle in plan.pairs()} - set(found))
-        folder.append(JOURNAL, list(name_rows(found)))
+        folder.append(JOURNAL, list(name_rows({oracle: found[oracle] for oracle in plan.oracles if oracle in found})))
     except KeyboardInterrupt:
         interrupted = True
     except WorkerFailed as error:
