@@ -45,6 +45,8 @@ class Result:
     outputs: dict[str, Tensor] = field(default_factory=dict)
     error: Failure | None = None
     side_effects: tuple[str, ...] = ()
+    given: dict[str, Tensor] = field(default_factory=dict)
+    """The inputs as they were handed over, if the call was tracked."""
 
 
 def execute(
@@ -72,12 +74,14 @@ def execute(
     try:
         with autocasting(given, autocast):
             outputs = dict(call(given))
-        effects = _effects(tensors, given, outputs, before, bool(gradients)) if track else ()
         found = differentiate(outputs, {name: given[name] for name in gradients}, weigh or weights)
+        # After the backward pass, which may do as much as the call.
+        effects = _effects(tensors, given, outputs, before, bool(gradients)) if track else ()
     except Exception as error:  # whatever an implementation raises is its result; the judge decides on it
         return Result(error=Failure(type(error).__name__, str(error)))
     outputs = {n: v.detach() if isinstance(v, Tensor) else v for n, v in outputs.items()}
-    return Result(outputs | {gradient_name(n): g for n, g in found.items() if g is not None}, None, effects)
+    found = {gradient_name(name): value for name, value in found.items() if value is not None}
+    return Result(outputs | found, None, effects, {n: v.detach() for n, v in given.items()} if track else {})
 
 
 def differentiate(

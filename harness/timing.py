@@ -90,6 +90,12 @@ def take(plan: Plan, row: Row, folder: RunFolder, worker: Worker, threads: int) 
         folder.append("measurements", [{**identity, **_nothing(), "note": str(lost), "threads": threads}])
         return
     samples, oracle, candidate = (answer.pop(name) for name in ("samples", "oracle", "candidate"))
+    if min(*oracle, *candidate) <= 0:
+        # Nothing that such a clock said can be used, and the rows that follow must be measured all the same.
+        reasons = "a call took no time or less: the clock stood still or was set back", answer["dishonest"]
+        note = {"note": "; ".join(filter(None, reasons)), "dishonest": answer["dishonest"], "threads": threads}
+        folder.append("measurements", [{**identity, **_nothing(), **note}])
+        return
     judged = thresholds()["timing"]
     ratio = paired_ratio(
         oracle, candidate, confidence=judged["confidence"], dead_band=judged["dead_band"], seed=plan.seed

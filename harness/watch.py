@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from harness.execute import Result
 
+KEPT = 4
+"""Results of a candidate that are kept: so many buffers given out in turn are noticed."""
 LOOSE = 0.01
 """What a call may do otherwise when it is timed: a share of the largest value, and of the elements."""
 
@@ -57,6 +60,8 @@ class Held:
 
     result: Result
     copies: Mapping[str, Tensor]
+    inputs: Mapping[str, Tensor]
+    """Copies of the inputs."""
 
     def settled(self) -> Result:
         """The result, with what has changed in it since it was returned among its side effects.
@@ -70,27 +75,38 @@ class Held:
             for name, copy in self.copies.items()
             if not same(copy, self.result.outputs[name])
         )
+        late += tuple(
+            f"input {name} was still written after the call had returned"
+            for name, copy in self.inputs.items()
+            if not same(copy, self.result.given[name])
+        )
         return replace(self.result, side_effects=(*self.result.side_effects, *late))
 
 
 class Watch:
-    """Looks at one candidate's results in turn; the last one is kept, so that its memory cannot be given out again."""
+    """Looks at one candidate's results in turn; the last ones are kept, so that their memory is not given out again."""
 
     def __init__(self) -> None:
-        self._last: dict[str, Tensor] = {}
+        self._last: deque[dict[str, Tensor]] = deque(maxlen=KEPT)
 
     def hold(self, result: Result) -> Held:
         """Take a result right after the call: memory of the one before among its side effects, and copies of it."""
         tensors = {name: value for name, value in result.outputs.items() if isinstance(value, Tensor)}
-        before = {value.untyped_storage().data_ptr(): name for name, value in self._last.items() if value.numel()}
+        before = {
+            value.untyped_storage().data_ptr(): f"{call} call's {name}"
+            for call, outputs in zip(("the last", *["a former"] * KEPT), reversed(self._last), strict=False)
+            for name, value in outputs.items()
+            if value.numel()
+        }
         again = tuple(
-            f"output {name} lies in the memory of the last call's {before[value.untyped_storage().data_ptr()]}"
+            f"output {name} lies in the memory of {before[value.untyped_storage().data_ptr()]}"
             for name, value in tensors.items()
             if value.numel() and value.untyped_storage().data_ptr() in before
         )
-        self._last = tensors
+        self._last.append(tensors)
+        inputs = {name: value.clone() for name, value in result.given.items()}
         copies = {name: value.clone() for name, value in tensors.items()}
-        return Held(replace(result, side_effects=(*result.side_effects, *again)), copies)
+        return Held(replace(result, side_effects=(*result.side_effects, *again)), copies, inputs)
 
 
 def disagreement(timed: Mapping[str, Tensor], judged: Mapping[str, Tensor]) -> str:

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -22,6 +23,8 @@ from typing import Any
 
 FORWARD, BOTH_WAYS = "forward", "forward+backward"
 """What a measurement times; the first without any graph, as in validation, the second as in a training step."""
+ONE_PAIR = {"budget_seconds": 0.0, "min_pairs": 1, "max_pairs": 1, "warmups": 1}
+"""Limits of the timing in which a candidate's answer is looked at."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Session:
         import torch
 
         import reference
+        from harness.guard import Guard
         from harness.watch import Watch
 
         torch.set_num_threads(settings.threads)
@@ -87,7 +91,12 @@ class Session:
         self._device = settings.device
         self._oracle = reference.load(reference.OracleSpec.parse(settings.oracle))
         self._watches: defaultdict[tuple[str, str], Watch] = defaultdict(Watch)
-        self._plugged = {name: plug_in(target) for name, target in settings.candidates.items() if target}
+        self._guard = Guard(self._oracle.root)
+        self._plugged, self._imported = {}, {}
+        for name, target in settings.candidates.items():
+            if target:
+                self._plugged[name] = plug_in(target)
+                self._imported[name] = tuple(f"{said} on import" for said in self._guard.replaced())
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -147,23 +156,26 @@ class Session:
             era=lambda name: self._era(declaration(name)),
         )
         era, results = self._era(operation), {}
-        # Candidates first: when they run, upstream's answer does not lie about in the process.
-        for candidate in candidates:
+        # Candidates first, and first those that nobody here wrote: when they run, no right answer lies about.
+        for candidate in sorted(candidates, key=lambda name: name not in self._plugged):
             implementation = self._candidate(operation, candidate)
             self._stage(f"candidate {candidate}")
-            ours = execute(
-                lambda t, f=implementation: as_outputs(f(**t, **settings, **era)),
-                case.tensors,
-                track=True,
-                gradients=gradients,
-                autocast=autocast,
-            )
-            results[candidate] = self._watches[operation.name, candidate].hold(ours)
+            with self._guard.watching() if candidate in self._plugged else nullcontext([]) as caught:
+                ours = execute(
+                    lambda t, f=implementation: as_outputs(f(**t, **settings, **era)),
+                    case.tensors,
+                    track=True,
+                    gradients=gradients,
+                    autocast=autocast,
+                )
+            effects = (*ours.side_effects, *self._imported.get(candidate, ()), *caught)
+            results[candidate] = self._watches[operation.name, candidate].hold(replace(ours, side_effects=effects))
         self._stage("oracle")
         oracle = upstream(case.tensors, autocast=autocast)
         truth = upstream(in_float64(case.tensors))
         rows = []
-        for candidate, held in results.items():
+        for candidate in candidates:
+            held = results[candidate]
             self._stage(f"compare {candidate}")
             finding, divergence = judge(operation, case, oracle, truth, held.settled(), ask, release)
             rows.append(
@@ -195,7 +207,10 @@ class Session:
             return bound.translate(bound())
 
         def candidate(tensors, settings):
-            return as_outputs(self._candidate(operation, subject)(**tensors, **settings, **era))
+            try:
+                return as_outputs(self._candidate(operation, subject)(**tensors, **settings, **era))
+            finally:
+                self._guard.replaced()
 
         call = upstream if subject == UPSTREAM else candidate
         return check(operation, case, call, relations, era, lambda relation: self._stage(f"relation {relation}"))
@@ -228,6 +243,7 @@ class Session:
         from harness.meter import measure, peak_bytes, tensor_bytes
         from harness.operation import AUTOCAST, DropIn
         from harness.operations import operation as declaration
+        from harness.watch import disagreement
 
         operation, case = declaration(name), Case.from_bytes(stored).to(self._device)
         era, implementation = self._era(operation), self._candidate(operation, candidate)
@@ -257,6 +273,7 @@ class Session:
         self._stage("timing")
         before = disturbance.read()
         measured = measure(theirs, ours, device=self._device, **limits)
+        tampered = "; ".join(self._guard.replaced()) if candidate in self._plugged else ""
         others = disturbance.other_cores(before, disturbance.read())
         self._stage("memory of oracle")
         peak_oracle = peak_bytes(theirs, device=self._device)
@@ -265,10 +282,15 @@ class Session:
         self._stage(f"launches of candidate {candidate}")
         on_device = accelerator.describe(theirs, ours, self._device)
         outputs = ours.outputs()
-        dishonest = ""
-        if other is not None and candidate in self._plugged:
+        dishonest = tampered
+        if other is not None and candidate in self._plugged and not tampered:
             self._stage(f"honesty of candidate {candidate}")
-            dishonest = self._dishonest(name, other, candidate, ours, inputs[1], gradients)
+            dishonest, judged = self._judged(name, other, candidate, inputs[1], gradients)
+            if judged is not None:
+                # Under the same frames as those that timed it, or a look at the stack would tell them apart.
+                ours.keep = True
+                measure(theirs, ours, device=self._device, **{**limits, **ONE_PAIR})
+                dishonest = disagreement(ours.kept(gradients), judged)
         written = tensor_bytes([case.tensors[key] for key in gradients])
         return {
             "samples": [asdict(sample) for sample in measured.samples],
@@ -284,31 +306,29 @@ class Session:
             **on_device,
         }
 
-    def _dishonest(self, name, stored, candidate, step, inputs, gradients) -> str:
-        """Why the timed call of a candidate cannot be believed, or nothing."""
+    def _judged(self, name, stored, candidate, inputs, gradients) -> tuple[str, dict[str, Any] | None]:
+        """Why a candidate cannot be believed on other values, or nothing, and what it answers when it is judged.
+
+        The other values then lie where the timed call has its inputs; None where they have another shape.
+        """
         from cases.case import Case
         from harness.execute import execute
-        from harness.operation import AUTOCAST, gradient_name
+        from harness.operation import AUTOCAST
         from harness.operations import operation as declaration
         from harness.verdict import HOLDS
-        from harness.watch import disagreement
 
         [row] = self.judge(name, stored, (candidate,))
         if row["verdict"] not in HOLDS:
-            return f"other values of the workload's shapes: {row['verdict']}, {row['detail'][:200]}"
+            return f"other values of the workload's shapes: {row['verdict']}, {row['detail'][:200]}", None
         case = Case.from_bytes(stored).to(self._device)
         if {key: value.shape for key, value in case.tensors.items()} != {k: v.shape for k, v in inputs.items()}:
-            return ""
+            return "", None
         settings = {key: value for key, value in case.settings.items() if key != AUTOCAST}
         given, call = {**settings, **self._era(declaration(name))}, self._plugged[candidate]
         judged = execute(lambda t: as_outputs(call(**t, **given)), case.tensors, track=False, gradients=gradients)
         for key, value in inputs.items():
             value.data.copy_(case.tensors[key])
-        timed = dict(step.outputs())
-        if gradients:
-            found = zip(gradients, step(), strict=True)
-            timed |= {gradient_name(key): value for key, value in found if value is not None}
-        return disagreement(timed, judged.outputs)
+        return "", judged.outputs
 
 
 def plug_in(target: str) -> Any:

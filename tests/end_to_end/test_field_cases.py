@@ -15,7 +15,7 @@ from harness.verdict import HOLDS
 from tests.field_faults import CONTROLS, FAULTS, HUNGARIAN
 
 #: Stored cases alone, and of those the field's. A hang costs its limit, in which every other candidate ends many times.
-QUICK = ("--examples", "0", "--no-bench", "--shrink-seconds", "0", "--workers", "1", "--dtypes", "float32")
+QUICK = ("--examples", "0", "--no-bench", "--no-relations", "--shrink-seconds", "0", "--workers", "1")
 LIMITS = dict.fromkeys(CONTROLS, "60") | {HUNGARIAN: "4"}
 ORACLES = "ultralytics==8.4.190,yolox==0.3.0,transformers==5.23.0"
 
@@ -40,7 +40,9 @@ def verdicts(harness_run, tmp_path_factory):
         plugged = [f"--candidate={name}=tests.field_faults:{name}" for name in (CONTROLS[operation], *names)]
         limits = ("--time-limit", LIMITS[operation])
         with mock.patch("cases.pinned.FOLDER", folder):
-            made = harness_run("--ops", operation, "--oracles", ORACLES, *QUICK, *limits, *plugged)
+            made = harness_run(
+                "--ops", operation, "--oracles", ORACLES, "--dtypes", "float32", *QUICK, *limits, *plugged
+            )
         frame = pd.read_parquet(made.folder / "verdicts.parquet")
         return frame.set_index(["candidate", "origin"])
 

@@ -19,15 +19,15 @@ ROW = timing.Row("tal", "ultralytics==8.4.190", "torch", "coco-b1", "forward")
 class Stub:
     """A worker that answers with numbers, or is lost."""
 
-    def __init__(self, other_cores=0.0, lost=None):
-        self.other_cores, self.lost = other_cores, lost
+    def __init__(self, other_cores=0.0, lost=None, first=2000):
+        self.other_cores, self.lost, self.first = other_cores, lost, first
 
     def request(self, *_, **__):
         if self.lost:
             raise self.lost
         return {
             "samples": [{"pair": 0, "provider": "oracle", "nanoseconds": 20, "first": True}],
-            "oracle": [2000 + i for i in range(20)],
+            "oracle": [self.first, *(2000 + i for i in range(1, 20))],
             "candidate": [1000 + i for i in range(20)],
             "note": "",
             "other_cores": self.other_cores,
@@ -35,6 +35,7 @@ class Stub:
             "peak_bytes_candidate": 1,
             "output_bytes": 1,
             "minimum_bytes": 1,
+            "dishonest": "",
         }
 
 
@@ -55,6 +56,13 @@ def test_a_quiet_machine_gives_a_finding(line):
     assert row["verdict"] == "faster"
     assert row["speedup"] == pytest.approx(2, rel=0.02)
     assert row["note"] == ""
+
+
+@pytest.mark.parametrize("first", [0, -5])
+def test_a_clock_that_stands_still_or_is_set_back_is_a_line_without_a_finding(line, first):
+    row = line(Stub(first=first))
+    assert (row["verdict"], row["pairs"]) == ("too-few-pairs", 0)
+    assert row["note"] == "a call took no time or less: the clock stood still or was set back"
 
 
 def test_a_busy_machine_gives_none_and_says_so(line):
