@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from harness.operations import operation
 from harness.oracles import package
 from harness.parity import options
 from harness.pool import Worker, WorkerLost
+from harness.relations import BROKEN, NAMES, UPSTREAM
+from harness.relations import HOLDS as HELD
 from harness.verdict import HOLDS
 from harness.worker import WorkerSettings
 
@@ -53,10 +56,33 @@ def replay(
             lines += [f"  {part}" for part in row["detail"].split("; ") if part]
             if row["verdict"] not in HOLDS:
                 code = FELL
+        said, broken = _relations(worker, case, [UPSTREAM, *candidates], declared, targets=candidates)
+        lines += [f"relations of {line}" for line in said]
+        code = FELL if broken else code
         worker.close()
     if code == NOTHING_TRIED:
         lines.append(f"none of {', '.join(oracles)} has {case.operation}")
     return "\n".join(lines) + "\n", code
+
+
+def _relations(
+    worker: Worker, case: Case, subjects: list[str], declared: Mapping[str, object], targets: Mapping[str, str]
+) -> tuple[list[str], bool]:
+    """A line a subject and broken relation, and whether a candidate breaks one."""
+    lines, fell = [], False
+    for subject in subjects:
+        if subject != UPSTREAM and not targets[subject] and subject not in declared:
+            continue
+        try:
+            rows = worker.request("relate", case.operation, case.to_bytes(), subject, NAMES)
+        except WorkerLost as lost:
+            rows = [{"relation": lost.stage, "verdict": BROKEN, "detail": str(lost)}]
+        broken = [row for row in rows if row["verdict"] == BROKEN]
+        held = sum(row["verdict"] == HELD for row in rows)
+        lines.append(f"{subject} against nothing but itself: {held} hold, {len(broken)} are broken")
+        lines += [f"{subject}, {row['relation']}: {row['detail']}" for row in broken]
+        fell = fell or (subject != UPSTREAM and bool(broken))
+    return lines, fell
 
 
 def _fits(case: Case, oracle: str) -> bool:

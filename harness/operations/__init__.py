@@ -9,6 +9,7 @@ from harness.operation import Operation
 
 NAMES = (
     "tal",
+    "rotated_tal",
     "simota",
     "hungarian",
     "linear_sum_assignment",

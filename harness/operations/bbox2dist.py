@@ -8,7 +8,7 @@ from cases.case import Case
 from cleanroom.boxes import bbox2dist
 from harness.operation import Input, Operation, Output, Setting, Tensors, Upstream, release
 from harness.relations import reasons
-from harness.relations.declaration import Axis, Relations, Scale
+from harness.relations.declaration import Axis, Relations
 from harness.relations.reasons import exempt
 
 UNBOUNDED_SINCE = (8, 4, 0)
@@ -16,11 +16,6 @@ UNBOUNDED_SINCE = (8, 4, 0)
 
 def _torch(**arguments: Any) -> Tensors:
     return {"distance": bbox2dist(**arguments)}
-
-
-def _unbounded(case: Case) -> bool:
-    """A bound is a number of bins."""
-    return case.settings["reg_max"] is None
 
 
 def _rows(case: Case) -> bool:
@@ -46,18 +41,13 @@ OPERATION = Operation(
     relations=Relations(
         anchors=Axis({"anchor_points": -2, "bbox": -2, "distance": -2}),
         gradcheck=("anchor_points", "bbox"),
-        scale=Scale(
-            {"anchor_points": slice(None), "bbox": slice(None)},
-            settings=(),
-            outputs={"distance": slice(None)},
-            fits=_unbounded,
-        ),
         fits=_rows,
         exempt=exempt(
             ground_truths=reasons.NO_ROWS,
             levels=reasons.NO_LEVELS,
             classes=reasons.NO_CLASSES,
             padding=reasons.NO_PADDING,
+            scale="a bound is a number of bins",
             leak=reasons.DIFFERENTIABLE,
             optimality=reasons.NOTHING_MATCHED,
             monotony=reasons.NOTHING_GROWS,

@@ -36,7 +36,7 @@ OPERATION = Operation(
     moved=("pred_dist", "target"),
     workloads=("coco-b1", "coco-b16", "crowd-b16"),
     relations=Relations(
-        anchors=Axis({"target": 0, "pred_dist": 0, "loss": 0}),
+        anchors=Axis({"target": 0, "pred_dist": 0, "loss": 0}, neighbours={"pred_dist": 4}),
         gradcheck=("pred_dist",),
         exempt=exempt(
             ground_truths=reasons.NO_ROWS,

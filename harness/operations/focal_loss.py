@@ -16,8 +16,8 @@ from harness.relations.declaration import Axis, Images, Relations
 from harness.relations.quantities import grows_with_wrong_logits
 from harness.relations.reasons import exempt
 
-LISTED_SINCE = (8, 3, 117)
-"""First release whose constructor takes gamma and alpha, and one alpha a class."""
+LISTED_SINCE = (8, 3, 125)
+"""First release seen to take one alpha a class; 8.3.118, whose constructor takes gamma and alpha too, does not."""
 
 
 def _bind(pred: Tensor, label: Tensor, **settings: Any) -> tuple[Callable[[], Any], Callable[[Any], Tensors]]:

@@ -8,10 +8,13 @@ from cases.case import Case
 from cleanroom.boxes import batch_probiou, probiou
 from harness.operation import Input, Operation, Output, Setting, Tensors, Upstream, release
 from harness.relations import reasons
-from harness.relations.declaration import Axis, Relations
+from harness.relations.declaration import Axis, Relations, Scale
+from harness.relations.quantities import largest_with_itself
 from harness.relations.reasons import exempt
 
 FLOOR_SINCE = (8, 4, 84)
+EPS = 1e-7
+LARGEST_SIDE = 100
 
 
 def _options(version: str) -> dict[str, Any]:
@@ -24,14 +27,23 @@ def _torch(*, pairwise: bool, eps: float, **given: Any) -> Tensors:
     return {"similarity": probiou(eps=eps, **given)}
 
 
-def _paired(case: Case) -> bool:
-    """A similarity a box, or the second box is one for all."""
-    return not case.settings["pairwise"]
+def _proper(case: Case) -> bool:
+    """Sides beside which an epsilon vanishes, and which no determinant loses."""
+    if case.settings["floor"] or case.settings["eps"] > EPS:
+        return False
+    sides = [case.tensors[name][:, 2:4].abs() for name in ("obb1", "obb2")]
+    return all(bool(((side >= 1) & (side < LARGEST_SIDE)).all()) for side in sides)
 
 
-def _nothing_held(case: Case) -> bool:
+def _smooth(case: Case) -> bool:
     """Complete IoU holds the weight of its aspect term fixed."""
-    return not case.settings["CIoU"]
+    return not case.settings["CIoU"] and _proper(case)
+
+
+def _in_rows(case: Case) -> bool:
+    """As many rows on both sides, each pair its own."""
+    one, two = (case.tensors[name] for name in ("obb1", "obb2"))
+    return not case.settings["pairwise"] and one.shape == two.shape
 
 
 OPERATION = Operation(
@@ -53,22 +65,23 @@ OPERATION = Operation(
     candidates={"torch": _torch},
     predictions=("obb1", "obb2"),
     gradients=("obb1", "obb2"),
+    workloads=("coco-b1", "coco-b16"),
     relations=Relations(
         anchors=Axis({"obb1": 0, "obb2": 0, "similarity": 0}),
+        scale=Scale({"obb1": slice(0, 4), "obb2": slice(0, 4)}, fits=_proper, exact=False),
+        smooth=_smooth,
         gradcheck=("obb1", "obb2"),
-        smooth=_nothing_held,
-        fits=_paired,
+        monotony=largest_with_itself("obb1", "obb2", "similarity"),
+        free=("obb1", "obb2"),
+        fits=_in_rows,
         exempt=exempt(
-            images=reasons.NO_IMAGES,
             ground_truths=reasons.NO_ROWS,
             levels=reasons.NO_LEVELS,
             classes=reasons.NO_CLASSES,
             padding=reasons.NO_PADDING,
-            scale="a floor and an epsilon are added to variances",
             leak=reasons.DIFFERENTIABLE,
             optimality=reasons.NOTHING_MATCHED,
-            monotony=reasons.NOTHING_GROWS,
+            images=reasons.NO_IMAGES,
         ),
     ),
-    workloads=("coco-b1", "coco-b16"),
 )

@@ -113,6 +113,8 @@ OPERATION = Operation(
             lists=("gt_groups", "dn_pos_counts", "dn_gt_counts"),
             shifted={"dn_gt_idx": "gt_groups"},
             normaliser="each",
+            # Where nothing is matched the class term has another form.
+            filled="gt_groups",
         ),
         truths=Rows(count=_groups, blocks=("cls", "bboxes"), counted={"owner": 1}),
         anchors=Axis({"pred_bboxes": 2, "pred_scores": 2, "owner": 2}),

@@ -6,6 +6,7 @@ background anchor is legal if some values inside the intervals decide so (`spec/
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from harness.equality import FLOOR_ULPS, budget, in_float64, noise, ulp
 from harness.operation import Tensors
+from harness.operations.rotated_sides import rotated_sides, small_box
 from harness.verdict import NON_FINITE, Evidence, Finding, worst
 
 MEMBERSHIP_MARGIN = 1e-9
@@ -81,19 +83,27 @@ class Scene:
 
 def _sides(tensors: Tensors, era: dict[str, Any], stride: list[float]) -> Tensor:
     """Smallest of the four distances from an anchor to the sides of the (enlarged) box, (B, n, A)."""
+    if _rotated(tensors):
+        return rotated_sides(tensors["gt_bboxes"], tensors["anc_points"], *small_box(era, stride))
     boxes, points = tensors["gt_bboxes"], tensors["anc_points"]
     low, high = boxes[..., :2], boxes[..., 2:]
     centre, size = (low + high) / 2, high - low
-    threshold, side = {
-        "off": (0.0, 0.0),
-        "first_stride": (stride[0], stride[min(1, len(stride) - 1)]),
-        "min_side": (stride[min(1, len(stride) - 1)],) * 2,
-    }[era["small_box"]]
+    threshold, side = small_box(era, stride)
     if era["small_box"] != "off":
         size = torch.where(size < threshold, torch.full_like(size, side), size)
         low, high = centre - size / 2, centre + size / 2
     point = points[None, None]
     return torch.cat((point - low[:, :, None], high[:, :, None] - point), -1).amin(-1)
+
+
+def _rotated(tensors: Tensors) -> bool:
+    """Rotated boxes have an angle, and determinants that cancel: upstream's own error is part of their noise."""
+    return tensors["gt_bboxes"].shape[-1] == len("xywhr")
+
+
+def _own_error(function: Callable[[Tensors], Tensor], tensors: Tensors, truth: Tensor) -> Tensor:
+    """How far a quantity is from the truth when it is computed in the dtypes at hand, twice."""
+    return 2 * (function(tensors).double() - truth).abs().nan_to_num(0.0, posinf=0.0)
 
 
 def _scene(evidence: Evidence) -> Scene:
@@ -113,6 +123,9 @@ def _scene(evidence: Evidence) -> Scene:
     # rounding of the small-box threshold moves the side by half the stride: `noise` sees that by itself.
     side_noise = side_noise + 2 * ulp(tensors["gt_bboxes"].abs().amax(-1)[..., None].double(), dtype)
     value, value_noise = noise(overlap, tensors, MOVED)
+    if _rotated(tensors):
+        side_noise = side_noise + _own_error(sides, tensors, side)
+        value_noise = value_noise + _own_error(overlap, tensors, value)
     value_noise = value_noise + 4 * ulp(value, dtype).clamp(min=torch.finfo(dtype).eps)
     score = _own_class_scores(tensors)
     score_noise = ulp(score, tensors["pd_scores"].dtype)
@@ -202,6 +215,9 @@ class _Judged:
             # An anchor that the second top-k drops is never given to another row.
             background |= ~self._surely_kept(topk2)
         bad = ~torch.where(foreground, sole | wins, background) & sound
+        if _rotated(self.evidence.case.tensors):
+            # Float64 sees thin boxes otherwise than upstream's own dtype does: only other decisions are judged.
+            bad &= differ
         if bool(bad.any()):
             # A differing anchor explains more than one whose neighbours were displaced.
             bad = bad & differ if bool((bad & differ).any()) else bad
@@ -265,7 +281,11 @@ def _implied_scores(given: Tensors, evidence: Evidence, outputs: Tensors) -> Ten
     if not _all_pairs(evidence):
         # A tie among zeros can hand an anchor to a row that does not contain it; its metric is 0 by definition.
         stride = list(settings["stride"] or (8, 16, 32))
-        chosen &= _sides(in_float64(evidence.case.tensors), evidence.era, stride) > -1e-3
+        sides = _sides(in_float64(evidence.case.tensors), evidence.era, stride)
+        if _rotated(given):
+            # Corners of thin boxes are rounded: what contains an anchor there need not do so in truth.
+            sides = torch.maximum(sides, _sides(evidence.case.tensors, evidence.era, stride).double())
+        chosen &= sides > -1e-3
     zero = torch.zeros_like(metric)
     metric, overlap = torch.where(chosen, metric, zero), torch.where(chosen, overlap, zero)
     best_metric, best_overlap = metric.amax(-1, keepdim=True), overlap.amax(-1, keepdim=True)
@@ -312,7 +332,11 @@ def _scores(evidence: Evidence, differ: Tensor, sound: Tensor) -> tuple[float, s
 
 
 def _sensitivity(tensors: Tensors, evidence: Evidence) -> Tensor:
-    return noise(lambda given: _implied_scores(given, evidence, evidence.candidate), tensors, MOVED)[1]
+    def implied(given: Tensors) -> Tensor:
+        return _implied_scores(given, evidence, evidence.candidate)
+
+    value, change = noise(implied, tensors, MOVED)
+    return change + _own_error(implied, tensors, value) if _rotated(tensors) else change
 
 
 def _anchor_score(scores: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from harness.operation import DropIn, Input, Operation, Output, Setting, Tensors
 from harness.operations import tal_answer
 from harness.operations import v8_detection_loss as v8
 from harness.relations import reasons
-from harness.relations.declaration import Axis, Images, Levels, Relations, Rows, Scale
+from harness.relations.declaration import Axis, Images, Relations, Rows, Scale
 from harness.relations.positives import owned
 from harness.relations.reasons import exempt
 from harness.total import Part, comparing
@@ -122,11 +122,6 @@ OPERATION = Operation(
             unsummed=("items",),
         ),
         truths=Rows(count=v8.objects, blocks=("cls", "bboxes"), counted={"target_gt_idx": 1}),
-        levels=Levels(
-            sizes="levels",
-            along={**dict.fromkeys(BRANCHES, 2), "fg_mask": 2, "target_gt_idx": 2},
-            second_stays=True,
-        ),
         classes=Axis({"o2m_scores": 1, "o2o_scores": 1}, counted={"cls": None}, lists=("class_weights",)),
         whole=("cls",),
         scale=Scale({}, settings=("strides",), exact=False),
@@ -135,6 +130,7 @@ OPERATION = Operation(
         fits=v8.ordered,
         exempt=exempt(
             anchors=reasons.CELLS,
+            levels="anchors of metric 0 tie for the last places of a selection, whose sizes are not settings",
             padding=reasons.RAGGED,
             leak=reasons.INTEGERS,
             gradcheck=reasons.TARGETS_HELD,

@@ -29,6 +29,8 @@ def alone(trial: Trial) -> bool:
     case, alike = trial.case, declared.images.alike
     if count < 2 or any(len({str(some) for some in case.settings.get(name) or ()}) > 1 for name in alike):
         return False
+    if declared.images.filled and 0 in case.settings[declared.images.filled]:
+        return False
     own, parts, factors = trial.own(), [], []
     for image in range(count):
         part = trial.of(moving.with_images(declared.images, trial.case, [image]))

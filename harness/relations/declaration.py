@@ -46,7 +46,7 @@ def _always(case: Case) -> bool:
 class Axis:
     """Something countable that is the same for all images: anchors, queries, classes, elements.
 
-    A tensor whose size is a multiple of the axis's holds as many neighbours of each; one of size 1 is broadcast.
+    A tensor of size 1 is broadcast; an output whose size is a multiple of the axis's holds as many neighbours of each.
     """
 
     along: Mapping[str, int]
@@ -59,6 +59,8 @@ class Axis:
     """Names whose numbers are positions on the axis, below 0 for none -> the column that holds them; None: all."""
     lists: tuple[str, ...] = ()
     """Settings with an entry each, where they are lists."""
+    neighbours: Mapping[str, int] = field(default_factory=dict)
+    """Names that hold so many for each."""
     real: Callable[[Tensor], Tensor] | None = None
     """Which rows of a tensor that counts mean something; the others stay as they are."""
 
@@ -83,6 +85,8 @@ class Images:
     """Outputs that are means over images; other outputs without a dim of images are sums."""
     unsummed: tuple[str, ...] = ()
     """Outputs that are neither."""
+    filled: str = ""
+    """Setting that counts what each image must have for an image alone to be what it is in the batch; "" for none."""
     alike: tuple[str, ...] = ()
     """Settings whose entries must be equal for an image alone to be what it is in the batch."""
 
@@ -155,7 +159,7 @@ class Margins:
     """Deciding quantities of tensors, in their dtype, by the specification."""
     era: Mapping[str, Any] = field(default_factory=dict)
     """Settings that an era may replace."""
-    restore: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict
+    restore: Callable[[Case, Mapping[str, Tensor]], Mapping[str, Tensor]] = _as_they_are
     """`dense` outputs as the comparator takes them."""
 
 
@@ -197,4 +201,4 @@ class Relations:
 
     def declared(self) -> tuple[str, ...]:
         """The relations that the operation has."""
-        return tuple(name for name in NAMES if name not in self.exempt)
+        return () if self == Relations() else tuple(name for name in NAMES if name not in self.exempt)

@@ -101,11 +101,14 @@ def no_quantities(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {}
 
 
-def pairs(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Outputs of `hungarian` with owners as pairs again, ground truths counted through their image."""
+def pairs(case: Case, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Outputs of `hungarian` with owners as pairs again."""
     owner = outputs["owner"][0]
     image, query = (owner >= 0).nonzero(as_tuple=True)
-    return {"queries": query, "targets": owner[image, query]}
+    targets = owner[image, query]
+    if case.settings["variant"] == "rtdetr":
+        targets = targets + torch.tensor([0, *case.settings["sizes"]]).cumsum(0)[image].to(targets.device)
+    return {"queries": query, "targets": targets}
 
 
 def set_pairs(case: Case, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

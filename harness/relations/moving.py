@@ -39,7 +39,8 @@ def length(axis: Axis, tensors: Mapping[str, Tensor]) -> int:
     sizes = []
     for name, dim in axis.along.items():
         if name in tensors:
-            sizes.append(tensors[name].shape[dim] - axis.first.get(name, 0) - axis.last.get(name, 0))
+            size = tensors[name].shape[dim] - axis.first.get(name, 0) - axis.last.get(name, 0)
+            sizes.append(size // axis.neighbours.get(name, 1))
     return min((size for size in sizes if size != 1), default=min(sizes, default=0))
 
 

@@ -96,7 +96,7 @@ def tal_quantities(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {"overlap": (overlap - (apart / diagonal + aspect * weight)).clamp(min=0)}
 
 
-def tal_background(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def tal_background(case: Case, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Outputs of `tal` in which background anchors have row 0, wherever it went."""
     return {**outputs, "target_gt_idx": torch.where(outputs["fg_mask"], outputs["target_gt_idx"], 0)}
 

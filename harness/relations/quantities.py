@@ -62,7 +62,8 @@ def grows_with_wrong_logits(name: str, wrong: Callable[[Case], Tensor], output: 
 def _proper(case: Case, boxes: Tensor) -> bool:
     """Boxes that are finite and not inside out."""
     centres = case.settings.get("xywh", False) or not case.settings.get("xyxy", True)
-    sides = boxes[..., 2:] if centres else boxes[..., 2:] - boxes[..., :2]
+    rotated = boxes.shape[-1] == 5  # centre, sides, angle
+    sides = boxes[..., 2:4] if centres or rotated else boxes[..., 2:] - boxes[..., :2]
     return bool((boxes.isfinite().all(-1, keepdim=True) & (sides > 0)).all())
 
 

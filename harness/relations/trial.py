@@ -124,7 +124,7 @@ class Trial:
             return margins.quantities(tensors)
 
         ask = Inquiry(None, quantities, None, lambda name: {**margins.era, **self.era})
-        one, other = (margins.restore(outputs) for outputs in (expected, got))
+        one, other = (margins.restore(following, outputs) for outputs in (expected, got))
         finding = self.operation.compare(Evidence(self.operation, following, one, None, other, ask))
         if finding.verdict not in HOLDS and finding.output != NON_FINITE:
             raise Broken(finding.detail.replace("oracle", "expected").replace("candidate", "got"))
