@@ -18,9 +18,14 @@ def _no_repository(*given: Any, **named: Any) -> None:
     raise OSError("a release is no repository")
 
 
-#: What upstream asks of such a module while it is imported.
+def _no_shell() -> None:
+    """As IPython answers where none is running."""
+
+
+#: What upstream, or a package that it imports, asks of such a module while it is imported.
 _ASKED: dict[str, dict[str, Any]] = {
     "pkg_resources": {"parse_version": _parse_version},
+    "IPython": {"get_ipython": _no_shell},
     "git": {"Repo": _no_repository, "exc": SimpleNamespace(InvalidGitRepositoryError=OSError)},
 }
 

@@ -17,6 +17,8 @@ from reference.ultralytics.modules import public
 
 ASSIGNER_INPUTS = ("pd_scores", "pd_bboxes", "anc_points", "gt_labels", "gt_bboxes", "mask_gt")
 ASSIGNER_OUTPUTS = ("target_labels", "target_bboxes", "target_scores", "fg_mask", "target_gt_idx")
+MIN_MEMORY = {"min_memory": False}
+"""What some releases up to 8.0.51 also read of the trainer's arguments: no loop over rows to save memory."""
 ALPHA, BETA, EPS = 0.5, 6.0, 1e-9  # of the task-aligned assigner inside the criteria
 
 Tensors = Mapping[str, Tensor]
@@ -112,7 +114,7 @@ def model(settings: Settings, **arguments: object) -> SimpleNamespace:
     if weights is not None and not is_dict_era():
         raise RequestError("this version of ultralytics has no class weights, and the case has some")
     found = SimpleNamespace(
-        args=SimpleNamespace(**settings["gains"], **arguments),
+        args=SimpleNamespace(**settings["gains"], **MIN_MEMORY, **arguments),
         model=[head],
         parameters=lambda: iter([torch.zeros(1)]),
     )
