@@ -30,8 +30,8 @@ from cases.scenes import (
 STRATEGY_VERSION = 1
 
 #: Every anchor is proposed in small scenes; in larger ones that says nothing new.
-_LARGEST_TOPK = 100
-_EXPONENTS = ((1.0, 6.0), (0.5, 6.0), (1.0, 6.0), (0.5, 6.0), (1.0, 1.0), (0.0, 6.0), (2.0, 3.0))
+LARGEST_TOPK = 100
+EXPONENTS = ((1.0, 6.0), (0.5, 6.0), (1.0, 6.0), (0.5, 6.0), (1.0, 1.0), (0.0, 6.0), (2.0, 3.0))
 _EPS = 1e-9
 #: Name of a flaw that former releases don't mind.
 WIDER = "wider-ground-truths"
@@ -77,10 +77,10 @@ def cases(
         mixed=dtype in ("float16", "bfloat16") and pick.choice((True, True, False)),
     )
     anchors = scene.frame.anchors
-    topk = pick.choice([k for k in (10, 13, 1, 3, anchors) if k <= min(anchors, _LARGEST_TOPK)])
+    topk = pick.choice([k for k in (10, 13, 1, 3, anchors) if k <= min(anchors, LARGEST_TOPK)])
     second = pick.choice((None, None, None, 1, 1, 3, 14)) if topk2 else None
-    alpha, beta = pick.choice(_EXPONENTS)
-    settings = _settings(scene, topk, None if second is None else min(second, anchors), alpha, beta)
+    alpha, beta = pick.choice(EXPONENTS)
+    settings = settings_of(scene, topk, None if second is None else min(second, anchors), alpha, beta)
     case = build(scene, dtype, layout, settings, f"drawn:tal/{STRATEGY_VERSION}")
     return perhaps(pick, [flaw for flaw in FLAWS if not (wider_truths and flaw.name == WIDER)], case)
 
@@ -97,7 +97,7 @@ def from_labels(
     Takes the options of `cases` too: what they keep from older releases does not occur in labelled batches.
     """
     scene = scene_from_labels(images, stage, seed)
-    settings = _settings(scene, topk=10, topk2=None, alpha=0.5, beta=6.0)
+    settings = settings_of(scene, topk=10, topk2=None, alpha=0.5, beta=6.0)
     return build(scene, dtype, Layout(), settings, f"labels:{images[0].name}+{len(images) - 1}/{stage}/{seed}")
 
 
@@ -150,7 +150,8 @@ def candidates(frame: Frame, boxes: np.ndarray) -> np.ndarray:
     return inside(frame.points, np.concatenate([centres - sides / 2, centres + sides / 2], axis=1))
 
 
-def _settings(scene: Scene, topk: int, topk2: int | None, alpha: float, beta: float) -> dict[str, Any]:
+def settings_of(scene: Scene, topk: int, topk2: int | None, alpha: float, beta: float) -> dict[str, Any]:
+    """The settings of a case of `scene`."""
     return {
         "topk": topk,
         "topk2": topk2,

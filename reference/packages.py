@@ -36,7 +36,7 @@ PACKAGES = {
         shells={"ultralytics": (), "ultralytics.models": ()},
         operations=_modules(
             "ultralytics",
-            *("tal", "hungarian"),
+            *("tal", "rotated_tal", "hungarian"),
             *("make_anchors", "dist2bbox", "bbox2dist", "dfl_decode", "bbox_iou", "probiou"),
             *("dfl_loss", "bbox_loss", "class_bce", "varifocal_loss", "focal_loss"),
             *("v8_detection_loss", "v10_detection_loss", "rtdetr_loss"),

@@ -5,7 +5,7 @@ boxes that cover the whole image keep memory bounded.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ from cleanroom.assign._tal_terms import (
     Assignment,
     Rules,
     Scene,
-    candidate_corners,
     class_index,
+    geometry,
     gt_terms,
     inside,
     probability,
@@ -72,7 +72,7 @@ class Rows(NamedTuple):
     image: Tensor  # ascending
     index: Tensor  # within the image
     terms: BoxTerms
-    edges: tuple[Tensor, Tensor, Tensor, Tensor]  # left, top, right, bottom of the candidate region
+    region: Any  # of candidates; see `Geometry`
     label: Tensor  # as given
     column: Tensor  # of the scores
     bad_labels: bool  # some row's column does not exist
@@ -105,7 +105,7 @@ def assign_sparse(scene: Scene, rules: Rules) -> Assignment:
     result = Assignment(
         torch.zeros(batch, anchors, dtype=torch.bool),
         torch.zeros(batch, anchors, dtype=torch.int64),
-        torch.zeros(batch, anchors, dtype=torch.promote_types(scene.scores.dtype, scene.predictions.area.dtype)),
+        torch.zeros(batch, anchors, dtype=torch.promote_types(scene.scores.dtype, scene.predictions[0].dtype)),
     )
     rows = _valid_rows(scene, rules)
     total = len(rows.image)
@@ -120,8 +120,9 @@ def assign_sparse(scene: Scene, rules: Rules) -> Assignment:
         for buffer, term in zip(scene.predictions, scene.decode(place), strict=True):
             buffer.view(-1)[place] = term
     chunks = []
-    for row, anchor in _candidates(grid, lines):
-        pairs = _weighed(scene, rows, row, anchor, rules)
+    for pair in _candidates(grid, lines):
+        inner = pair if geometry(rules).exact_bounds else _contained(scene, rows, *pair)
+        pairs = _weighed(scene, rows, *inner, rules)
         chunks.append(pairs.at(_largest(pairs, rules.topk, total)))
     if not chunks:
         return result
@@ -143,16 +144,16 @@ def assign_sparse(scene: Scene, rules: Rules) -> Assignment:
 def _valid_rows(scene: Scene, rules: Rules) -> Rows:
     every = scene.valid.flatten()
     place = torch.arange(len(every)) if rules.all_pairs else _positions(every)
-    edges = candidate_corners(scene.boxes.flatten(0, 1).index_select(0, place), rules)
+    region = geometry(rules).region(scene.boxes.flatten(0, 1).index_select(0, place), rules)
     if rules.all_pairs:
-        edges = tuple(edge.masked_fill(~every, torch.nan) for edge in edges)
+        region = region.map(lambda edge: edge.masked_fill(~every, torch.nan))
     label = scene.labels.flatten().index_select(0, place)
     column = class_index(label, scene.scores.shape[2])
     return Rows(
         place // scene.valid.shape[1],
         place % scene.valid.shape[1],
-        gt_terms(scene).map(lambda term: term.flatten().index_select(0, place)),
-        edges,
+        gt_terms(scene, rules).map(lambda term: term.flatten().index_select(0, place)),
+        region,
         label,
         column,
         bool(((column < 0) | (column >= scene.scores.shape[2])).any()),
@@ -186,8 +187,9 @@ def _candidates(grid: Grid, lines: list[Lines]) -> Iterator[tuple[Tensor, Tensor
 def _lines(grid: Grid, rows: Rows) -> Iterator[Lines]:
     """Row (ascending), first place in the grid's order and length of every stretch of anchors inside, in chunks."""
     step = max(1, CHUNK_TABLE // (len(grid.xs) + len(grid.ys)))
+    bounds = rows.region.bounds()
     for start in range(0, len(rows.image), step):
-        left, top, right, bottom = (edge[start : start + step, None] for edge in rows.edges)
+        left, top, right, bottom = (edge[start : start + step, None] for edge in bounds)
         columns = inside(grid.xs, left, right)
         width, first = columns.sum(1), columns.byte().argmax(1)
         row, line = (inside(grid.ys, top, bottom) & (width > 0)[:, None]).nonzero(as_tuple=True)
@@ -222,6 +224,13 @@ def _positions(mask: Tensor) -> Tensor:
 def _place(scene: Scene, rows: Rows, pairs: Pairs) -> Tensor:
     """Position of the pairs' anchors in a flat (B * A) tensor."""
     return rows.image.index_select(0, pairs.row) * scene.scores.shape[1] + pairs.anchor
+
+
+def _contained(scene: Scene, rows: Rows, row: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of the given pairs whose anchor is a candidate."""
+    x, y = scene.points.index_select(0, anchor).unbind(1)
+    found = _positions(rows.region.map(lambda edge: edge.index_select(0, row)).contains(x, y))
+    return row.index_select(0, found), anchor.index_select(0, found)
 
 
 def _weighed(scene: Scene, rows: Rows, row: Tensor, anchor: Tensor, rules: Rules) -> Pairs:
@@ -329,17 +338,14 @@ def _resolved(scene: Scene, rows: Rows, proposals: Pairs, rules: Rules) -> Pairs
     settled = [proposals.where(proposers[place] == 1)]
     rivals = rows.image.bincount(minlength=batch)
     first = rivals.cumsum(0) - rivals
-    best = scene.predictions.area.new_full((batch * anchors,), -1)
+    best = scene.predictions[0].new_full((batch * anchors,), -1)
     winner = torch.full((batch * anchors,), len(rows.image))
     for part in contested.split(max(1, CHUNK_PAIRS // int(rivals.max()))):
         image = part // anchors
         which, row = _stretches(first[image], rivals[image])
         anchor = (part % anchors).index_select(0, which)
         if not rules.all_pairs:
-            x, y = scene.points.index_select(0, anchor).unbind(1)
-            left, top, right, bottom = (edge.index_select(0, row) for edge in rows.edges)
-            contained = _positions(inside(x, left, right) & inside(y, top, bottom))
-            row, anchor = row[contained], anchor[contained]
+            row, anchor = _contained(scene, rows, row, anchor)
         pairs = _weighed(scene, rows, row, anchor, rules)
         place = _place(scene, rows, pairs)
         best.scatter_reduce_(0, place, pairs.overlap, "amax")

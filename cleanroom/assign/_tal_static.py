@@ -10,10 +10,9 @@ from cleanroom.assign._tal_terms import (
     Assignment,
     Rules,
     Scene,
-    candidate_corners,
     class_index,
+    geometry,
     gt_terms,
-    inside,
     probability,
     weigh,
 )
@@ -30,20 +29,20 @@ def assign_static(scene: Scene, rules: Rules) -> Assignment:
     as_probability = probability if scene.logits else lambda scores: scores
     step = max(MIN_ROWS, CHUNK_PAIRS // max(1, batch * anchors))
     chunks = [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
-    gt = gt_terms(scene)
-    edges = candidate_corners(scene.boxes, rules)
+    gt = gt_terms(scene, rules)
+    regions = geometry(rules).region(scene.boxes, rules)
     score_index = class_index(scene.labels, classes)
     in_range = (score_index >= 0) & (score_index < classes)
     score_index = score_index.clamp(0, classes - 1)
     row_index = torch.arange(rows, device=scene.labels.device)
 
-    proposals = torch.zeros_like(scene.predictions.area, dtype=torch.int64)
+    proposals = torch.zeros_like(scene.predictions[0], dtype=torch.int64)
     owner = torch.zeros_like(proposals)
     best_row = torch.zeros_like(proposals)
-    best_overlap = torch.full_like(scene.predictions.area, -1)
+    best_overlap = torch.full_like(scene.predictions[0], -1)
     for chunk in chunks:
-        left, top, right, bottom = (edge[:, chunk, None] for edge in edges)
-        contained = inside(scene.points[:, 0], left, right) & inside(scene.points[:, 1], top, bottom)
+        region = regions.map(lambda edge: edge[:, chunk, None])  # noqa: B023 - called before the loop goes on
+        contained = region.contains(scene.points[:, 0], scene.points[:, 1])
         contained &= scene.valid[:, chunk, None]
         # Without a host synchronisation a bad label can only be reported by the device.
         torch._assert_async(

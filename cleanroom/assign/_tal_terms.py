@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,39 @@ from cleanroom.overlap import BoxTerms, box_terms, complete_iou
 
 # A point must lie further inside than this (pixels). Not the `eps` setting, which only guards a division.
 EDGE = 1e-9
+
+
+class Corners(NamedTuple):
+    """Regions of candidates whose sides lie along the axes; any shape of rows, pixels."""
+
+    left: Tensor
+    top: Tensor
+    right: Tensor
+    bottom: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Corners":
+        """Apply a function of one tensor (an indexing, a reshape) to every edge."""
+        return Corners(*map(function, self))
+
+    def contains(self, x: Tensor, y: Tensor) -> Tensor:
+        """Whether points lie strictly inside; broadcasts."""
+        return inside(x, self.left, self.right) & inside(y, self.top, self.bottom)
+
+    def bounds(self) -> "Corners":
+        """Left, top, right and bottom between which all points inside lie strictly."""
+        return self
+
+
+class Geometry(NamedTuple):
+    """What kind of boxes are assigned: `terms` of boxes for overlaps, and their `overlap` by terms (first the ground
+    truth); `region` of ground truths in which anchors are candidates, which has `map`, `contains` and `bounds` as
+    `Corners` has. `exact_bounds`: all points between the bounds are inside.
+    """
+
+    terms: Callable[[Tensor], Any]
+    region: Callable[[Tensor, "Rules"], Any]
+    overlap: Callable[[Any, Any, "Rules"], Tensor]
+    exact_bounds: bool
 
 
 @dataclass(frozen=True)
@@ -27,6 +60,7 @@ class Rules:
     edge_round_trip: bool
     ciou_alpha: str
     pair_domain: str = "candidates"  # or "all": a conflict is settled among all rows, wherever they lie
+    geometry: Geometry | None = None  # None: boxes whose sides lie along the axes
 
     @property
     def all_pairs(self) -> bool:
@@ -62,26 +96,31 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def gt_terms(scene: Scene) -> BoxTerms:
+def geometry(rules: Rules) -> Geometry:
+    """The kind of boxes that `rules` are for."""
+    return rules.geometry or AXIS_ALIGNED
+
+
+def gt_terms(scene: Scene, rules: Rules) -> BoxTerms:
     """Terms of the ground truths, (B, n) each, in the dtype of the predictions'."""
-    return box_terms(scene.boxes.to(scene.predictions.area.dtype))
+    return geometry(rules).terms(scene.boxes.to(scene.predictions[0].dtype))
 
 
-def candidate_corners(boxes: Tensor, rules: Rules) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def candidate_corners(boxes: Tensor, rules: Rules) -> Corners:
     """Left, top, right and bottom of the regions whose inner points are candidates; boxes (..., 4), their dtype.
 
     Boxes go to centre form and back even where nothing is enlarged, as upstream's do: it moves edges by a rounding.
     """
     x1, y1, x2, y2 = boxes.unbind(-1)
     if not rules.edge_round_trip:
-        return x1, y1, x2, y2
+        return Corners(x1, y1, x2, y2)
     low, high = [], []
     for start, stop in ((x1, x2), (y1, y2)):
         centre, side = (start + stop) / 2, stop - start
         half = torch.where(side < rules.small_below, rules.small_side, side) / 2
         low.append(centre - half)
         high.append(centre + half)
-    return low[0], low[1], high[0], high[1]
+    return Corners(low[0], low[1], high[0], high[1])
 
 
 def inside(points: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -128,8 +167,15 @@ def weigh(gt: BoxTerms, prediction: BoxTerms, score: Tensor, rules: Rules) -> tu
 
     A metric that is NaN, infinite or negative (a prediction or score is) is never chosen.
     """
-    overlap = complete_iou(gt, prediction, rules.ciou_alpha).clamp_(min=0)
+    overlap = geometry(rules).overlap(gt, prediction, rules).clamp_(min=0)
     score = score.to(at_least_float32(score.dtype))
     metric = power(score, rules.alpha) * power(overlap, rules.beta)
     usable = (metric >= 0) & (metric < torch.inf) & (overlap < torch.inf)
     return overlap, metric, usable
+
+
+def _complete_iou(gt: BoxTerms, prediction: BoxTerms, rules: Rules) -> Tensor:
+    return complete_iou(gt, prediction, rules.ciou_alpha)
+
+
+AXIS_ALIGNED = Geometry(box_terms, candidate_corners, _complete_iou, exact_bounds=True)

@@ -101,29 +101,34 @@ def task_aligned_assign(
             [-C, C). On the static path and in kernels the last is a RuntimeError, raised by the device itself.
         RuntimeError: `path` is "triton" where kernels cannot run.
     """
-    _check(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt)
+    check_inputs(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt)
     eras = check_eras(stride, small_box, edge_round_trip, ciou_alpha, pair_domain)
     tensors = pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt
     path = choose_path(path, *tensors, has_kernel=eras.has_kernel)
-    batch, anchors, _ = pd_scores.shape
-    rows = gt_bboxes.shape[1]
-    if rows == 0:
-        return _without_ground_truths(pd_scores, pd_bboxes, gt_bboxes)
+    if gt_bboxes.shape[1] == 0:
+        return without_ground_truths(pd_scores, pd_bboxes, gt_bboxes)
 
-    rules = make_rules(topk, topk2, anchors, alpha, beta, eps, eras)
+    rules = make_rules(topk, topk2, len(anc_points), alpha, beta, eps, eras)
     labels, valid = gt_labels[..., 0].long(), mask_gt[..., 0] != 0
-    score_dtype = _score_dtype(pd_scores, pd_bboxes, gt_bboxes)
+    score_dtype = promoted(pd_scores, pd_bboxes, gt_bboxes)
     if path == "triton":
         owner, score = assigned(pd_scores, pd_bboxes, anc_points, labels, gt_bboxes, valid, rules)
         label, box, foreground, index = targets(owner, labels, gt_bboxes)
         return TaskAlignedResult(label, box, score.to(score_dtype), foreground, index)
     terms = box_terms(pd_bboxes.to(at_least_float32(pd_bboxes.dtype)))
-    assignment = assign(Scene(pd_scores, terms, anc_points, labels, gt_bboxes, valid), rules, path=path)
-    offset = torch.arange(0, batch * rows, rows, device=labels.device)[:, None]
+    scene = Scene(pd_scores, terms, anc_points, labels, gt_bboxes, valid)
+    return learned(scene, assign(scene, rules, path=path), score_dtype)
+
+
+def learned(scene: Scene, assignment: Assignment, score_dtype: torch.dtype) -> TaskAlignedResult:
+    """The result of an assignment in a scene with ground truths, scores cast to `score_dtype`."""
+    batch, rows, numbers = scene.boxes.shape
+    offset = torch.arange(0, batch * rows, rows, device=scene.labels.device)[:, None]
     place = (assignment.gt_index + offset).flatten()
+    shape = assignment.gt_index.shape
     return TaskAlignedResult(
-        labels.clamp(min=0).flatten().index_select(0, place).view(batch, anchors),
-        gt_bboxes.flatten(0, 1).index_select(0, place).view(batch, anchors, 4),
+        scene.labels.clamp(min=0).flatten().index_select(0, place).view(shape),
+        scene.boxes.flatten(0, 1).index_select(0, place).view(*shape, numbers),
         assignment.score.to(score_dtype),
         assignment.foreground,
         assignment.gt_index,
@@ -149,7 +154,7 @@ def check_eras(
     stride: Sequence[float] | None, small_box: str, edge_round_trip: bool, ciou_alpha: str, pair_domain: str
 ) -> Eras:
     """Settings as in `task_aligned_assign`; raises its errors."""
-    small_below, small_side = _small_box(small_box, stride)
+    small_below, small_side = small_box_sides(small_box, stride)
     if small_below and not edge_round_trip:
         raise ValueError(f"edge_round_trip must be True where small_box is not 'off', got small_box {small_box!r}")
     if ciou_alpha not in CIOU_ALPHAS:
@@ -182,6 +187,8 @@ class TaskAlignedAssigner(nn.Module):
     (B, A, num_classes) target calls.
     """
 
+    assign = staticmethod(task_aligned_assign)
+
     def __init__(
         self,
         topk: int = 13,
@@ -213,7 +220,7 @@ class TaskAlignedAssigner(nn.Module):
             "pair_domain": pair_domain,
             "path": path,
         }
-        _small_box(small_box, stride)
+        small_box_sides(small_box, stride)
 
     @torch.no_grad()
     def forward(
@@ -236,7 +243,7 @@ class TaskAlignedAssigner(nn.Module):
             IndexError: also where a label that an anchor carries is not below num_classes (on the static path a
                 RuntimeError).
         """
-        result = task_aligned_assign(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt, **self.settings)
+        result = self.assign(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt, **self.settings)
         if gt_bboxes.shape[1] == 0:
             labels = torch.full_like(result.scores, self.num_classes, dtype=pd_scores.dtype)
             boxes, scores = torch.zeros_like(pd_bboxes), torch.zeros_like(pd_scores)
@@ -248,22 +255,24 @@ class TaskAlignedAssigner(nn.Module):
         return result.labels, result.boxes, scores, result.foreground, result.gt_index
 
 
-def _score_dtype(*tensors: Tensor) -> torch.dtype:
+def promoted(*tensors: Tensor) -> torch.dtype:
+    """The dtype of scores: what those of the tensors promote to."""
     return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
 
 
-def _without_ground_truths(pd_scores: Tensor, pd_bboxes: Tensor, gt_bboxes: Tensor) -> TaskAlignedResult:
+def without_ground_truths(pd_scores: Tensor, pd_bboxes: Tensor, gt_bboxes: Tensor) -> TaskAlignedResult:
+    """The result where there is no row of ground truths: all background."""
     index = torch.zeros_like(pd_scores[..., 0], dtype=torch.int64)
     return TaskAlignedResult(
         labels=index,
         boxes=torch.zeros_like(pd_bboxes, dtype=gt_bboxes.dtype),
-        scores=torch.zeros_like(index, dtype=_score_dtype(pd_scores, pd_bboxes, gt_bboxes)),
+        scores=torch.zeros_like(index, dtype=promoted(pd_scores, pd_bboxes, gt_bboxes)),
         foreground=torch.zeros_like(index, dtype=torch.bool),
         gt_index=index.clone(),
     )
 
 
-def _small_box(rule: str, stride: Sequence[float] | None) -> tuple[float, float]:
+def small_box_sides(rule: str, stride: Sequence[float] | None) -> tuple[float, float]:
     """Sides strictly below the first number count as the second, pixels."""
     if rule not in SMALL_BOX_RULES:
         raise ValueError(f"small_box must be one of {SMALL_BOX_RULES}, got {rule!r}")
@@ -286,19 +295,19 @@ def _count(name: str, value: int, anchors: int) -> int:
     return value
 
 
-def _check(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt) -> None:
-    """Shapes and dtypes, which need no look at values."""
+def check_inputs(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt, *, numbers: int = 4) -> None:
+    """Shapes and dtypes, which need no look at values; a box has so many `numbers`."""
     if pd_scores.dim() != 3:
         raise ValueError(f"pd_scores must be (B, A, C), got {tuple(pd_scores.shape)}")
     batch, anchors, _ = pd_scores.shape
     if gt_bboxes.dim() != 3:
-        raise ValueError(f"gt_bboxes must be (B, n, 4), got {tuple(gt_bboxes.shape)}")
+        raise ValueError(f"gt_bboxes must be (B, n, {numbers}), got {tuple(gt_bboxes.shape)}")
     rows = gt_bboxes.shape[1]
     for name, tensor, shape in (
-        ("pd_bboxes", pd_bboxes, (batch, anchors, 4)),
+        ("pd_bboxes", pd_bboxes, (batch, anchors, numbers)),
         ("anc_points", anc_points, (anchors, 2)),
         ("gt_labels", gt_labels, (batch, rows, 1)),
-        ("gt_bboxes", gt_bboxes, (batch, rows, 4)),
+        ("gt_bboxes", gt_bboxes, (batch, rows, numbers)),
         ("mask_gt", mask_gt, (batch, rows, 1)),
     ):
         if tensor.shape != shape:

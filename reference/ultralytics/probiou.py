@@ -8,23 +8,21 @@ from torch import Tensor
 
 from reference.bound import Bound
 from reference.errors import RequestError
+from reference.ultralytics.modules import public
 
 
 def bind(tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> Bound:
     """Prepare the call. RequestError for a release before 8.0.235, and for a floor where there is none (to 8.4.83)."""
-    from ultralytics.utils import metrics
-
-    if not hasattr(metrics, "probiou"):
-        raise RequestError("probiou: this version of ultralytics has no rotated boxes")
     boxes, eps = (tensors["obb1"], tensors["obb2"]), settings["eps"]
     if settings["pairwise"]:
-        return Bound(partial(metrics.batch_probiou, *boxes, eps=eps), translate)
+        return Bound(partial(public("utils.metrics", "batch_probiou"), *boxes, eps=eps), translate)
     chosen = {"CIoU": settings["CIoU"], "eps": eps}
-    if "floor" in inspect.signature(metrics.probiou).parameters:
+    probiou = public("utils.metrics", "probiou")
+    if "floor" in inspect.signature(probiou).parameters:
         chosen["floor"] = settings["floor"]
     elif settings["floor"]:
         raise RequestError(f"probiou: this version of ultralytics has no floor, and the case has {settings['floor']}")
-    return Bound(partial(metrics.probiou, *boxes, **chosen), translate)
+    return Bound(partial(probiou, *boxes, **chosen), translate)
 
 
 def translate(raw: Tensor) -> dict[str, Tensor]:
