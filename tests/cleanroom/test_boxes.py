@@ -71,6 +71,13 @@ def test_dtype_is_that_of_the_first_map():
     assert strides[0] == torch.tensor(8.3, dtype=torch.bfloat16)
 
 
+def test_strides_on_a_device_take_the_dtype_of_the_maps():
+    feats = [torch.zeros(1, 3, 1, 2, dtype=torch.float16, device="meta")]
+    points, strides = make_anchors(feats, torch.tensor([8.0], dtype=torch.float64, device="meta"))
+    assert points.dtype == strides.dtype == torch.float16
+    assert strides.shape == (2, 1)
+
+
 def test_maps_without_cells_and_batches_without_images():
     points, strides = make_anchors(maps((0, 3), (1, 2)), [8, 16])
     assert points.tolist() == [[0.5, 0.5], [1.5, 0.5]]

@@ -5,6 +5,8 @@ import inspect
 
 import pytest
 
+from cleanroom.assign._matching_checks import INFEASIBLE, INVALID, SOLVED
+
 COSTS = {"class_cost": 1, "bbox_cost": 1, "giou_cost": 1}
 MATCHING_FOCAL = {"alpha": 0.25, "gamma": 2.0}
 TAL = {"topk": 13, "alpha": 1.0, "beta": 6.0, "eps": 1e-9}
@@ -59,3 +61,8 @@ def test_defaults(place):
         if isinstance(value.default, int | float) and not isinstance(value.default, bool)
     }
     assert numbers == DEFAULTS[place]
+
+
+def test_statuses_of_an_assignment_are_told_apart():
+    # 0 is what a program that found nothing wrong leaves.
+    assert (SOLVED, INFEASIBLE, INVALID) == (0, 1, 2)

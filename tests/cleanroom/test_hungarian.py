@@ -274,6 +274,13 @@ def test_equal_costs_give_query_i_target_i(variant, side):
 
 
 @BOTH
+def test_among_equal_optima_queries_are_rows(variant):
+    """As many targets as queries: given the other way round, SciPy answers [0, 1, 2]."""
+    near, far = (0.5, 0.5, 0.2, 0.2), (0.3, 0.3, 0.2, 0.2)
+    assert pairs(box_batch(variant, [near] * 3, [near, far, near]))[0] == ([0, 1, 2], [0, 2, 1])
+
+
+@BOTH
 def test_identical_targets_get_different_queries(variant):
     batch = example(variant)
     batch["labels"][1], batch["boxes"][1] = batch["labels"][0], batch["boxes"][0]

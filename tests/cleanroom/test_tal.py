@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from cleanroom.assign.tal import TaskAlignedAssigner, task_aligned_assign
+from cleanroom.assign.tal import TaskAlignedAssigner, check_eras, task_aligned_assign
 from cleanroom.overlap import box_terms, complete_iou
+from cleanroom.paths import choose_path
 
 PATHS = ("sparse", "static")
 OUTPUTS = ("target_labels", "target_bboxes", "target_scores", "fg_mask", "target_gt_idx")
 TRAINER = {"alpha": 0.5, "beta": 6.0, "stride": [8, 16, 32]}
 VERSION_8_1 = {"small_box": "off", "edge_round_trip": False, "ciou_alpha": "legacy"}
+VERSION_8_0 = VERSION_8_1 | {"pair_domain": "all"}
 # Centres of a 4 x 4 grid of stride 8; anchor k = 4 * row + column.
 GRID = torch.stack(torch.meshgrid(*[torch.arange(4) * 8.0 + 4] * 2, indexing="xy"), -1).view(16, 2)
 
@@ -191,6 +193,7 @@ def test_candidates_of_invalid_row(path):
         ((13, 13, 23, 23), {"small_box": "first_stride"}, [10]),
         ((13, 13, 23, 23), {}, [5, 6, 9, 10]),
         ((13, 13, 15, 15), {"small_box": "first_stride"}, [5, 6, 9, 10]),
+        ((13, 13, 21, 21), {"small_box": "first_stride"}, [10]),
         ((13, 13, 15, 15), {"small_box": "off"}, []),
         ((13, 13, 15, 15), VERSION_8_1, []),
     ],
@@ -206,6 +209,10 @@ def test_round_trip_moves_an_edge(path):
     assert candidates(box, points, path=path, **VERSION_8_1) == [1]
 
 
+def test_the_nearest_float_inside_an_edge_is_inside(path):
+    assert candidates((3.9999998, 3.9999998, 8, 8), path=path, **VERSION_8_1) == [0]
+
+
 def test_legacy_alpha_differs_in_last_bits_only():
     corners = torch.rand(2, 1000, 4, generator=torch.Generator().manual_seed(0)) * 50
     corners[..., 2:] += corners[..., :2]
@@ -214,14 +221,57 @@ def test_legacy_alpha_differs_in_last_bits_only():
     torch.testing.assert_close(stable, legacy, rtol=1e-5, atol=1e-7)
 
 
-def test_conflict_domain_of_8_0_99(path):
+def conflict(valid=None):
+    """Rows 0 and 1 contain anchor 5 and propose it; row 2 does not contain it, and overlaps its prediction most."""
     predictions = around(GRID, 1)
     predictions[5] = torch.tensor([8.0, 8, 26, 26])
     boxes = [[4.5, 4.5, 19, 19], [5, 5, 19.5, 19.5], [12.5, 12.5, 30, 30]]
-    arguments = single(boxes, [0, 0, 1], predictions, torch.full((16, 2), 0.5))
-    result = task_aligned_assign(*arguments, topk=1, **TRAINER, **VERSION_8_1, path=path)
-    assert result.gt_index[0, 5] == 1
-    torch.testing.assert_close(result.scores[0, 5], torch.tensor(0.27782), rtol=2e-5, atol=0)
+    return single(boxes, [0, 0, 1], predictions, torch.full((16, 2), 0.5), valid)
+
+
+@pytest.mark.parametrize(
+    ("era", "row", "score"), [(VERSION_8_1, 1, 0.27782), (VERSION_8_0, 2, 0.36949)], ids=["8.0.52 on", "8.0.51"]
+)
+def test_who_may_win_a_conflict(path, era, row, score):
+    result = task_aligned_assign(*conflict(), topk=1, **TRAINER, **era, path=path)
+    assert result.gt_index[0, 5] == row
+    assert result.labels[0, 5] == (row == 2)
+    torch.testing.assert_close(result.scores[0, 5], torch.tensor(score), rtol=2e-5, atol=0)
+
+
+def test_among_all_pairs_padding_wins_too_but_proposes_nothing(path):
+    arguments = conflict([1.0, 1.0, 0.0])
+    result = task_aligned_assign(*arguments, topk=2, **TRAINER, **VERSION_8_0, path=path)
+    assert result.gt_index[0, 5] == 2
+    # Row 2 contains 10 and 15, which nobody else does.
+    assert result.foreground[0].nonzero()[:, 0].tolist() == [0, 5]
+    assert not task_aligned_assign(*conflict([1.0, 0.0, 0.0]), topk=2, **TRAINER, **VERSION_8_0).gt_index.any()
+
+
+def test_among_all_pairs_equals_go_to_the_lowest_row(path):
+    far, near = [24, 24, 31, 31], [0, 0, 16, 16]
+    arguments = single([far, near, near], [1, 0, 0], around(GRID, 0), torch.full((16, 2), 0.5))
+    result = task_aligned_assign(*arguments, topk=16, **TRAINER, **VERSION_8_0, path=path)
+    assert result.foreground[0, :2].all()
+    assert (result.gt_index[0, :2] == 0).all()  # all overlaps are 0
+    assert (result.scores == 0).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_paths_agree_among_all_pairs(seed):
+    arguments = list(scene(seed))
+    arguments[3] = arguments[3].clamp(min=0)
+    sparse, static = (task_aligned_assign(*arguments, topk=5, **TRAINER, **VERSION_8_0, path=path) for path in PATHS)
+    assert all(torch.equal(ours, other) for ours, other in zip(sparse, static, strict=True))
+    candidates_only = task_aligned_assign(*arguments, topk=5, **TRAINER, **VERSION_8_1)
+    assert not torch.equal(sparse.gt_index, candidates_only.gt_index)
+
+
+def test_kernels_leave_former_eras_to_the_static_path(monkeypatch):
+    monkeypatch.setattr("cleanroom.kernels.runtime.runs_on", lambda *tensors: True)
+    assert [choose_path("triton", GRID, has_kernel=known) for known in (True, False)] == ["triton", "static"]
+    eras = [check_eras(None, "off", False, "legacy", domain) for domain in ("candidates", "all")]
+    assert [found.has_kernel for found in eras] == [True, False]
 
 
 # Ties
@@ -430,6 +480,7 @@ def test_bad_labels_of_padding_are_ignored_but_for_row_0(path):
         ({"small_box": "on"}, ValueError, "small_box"),
         ({"edge_round_trip": False}, ValueError, "edge_round_trip"),
         ({"ciou_alpha": "new"}, ValueError, "ciou_alpha"),
+        ({"pair_domain": "inside"}, ValueError, "pair_domain"),
         ({"path": "fast"}, ValueError, "path"),
     ],
 )
@@ -514,7 +565,11 @@ def test_non_finite_row_does_not_win_a_conflict(path):
 
 
 def test_eps_of_zero_stays_finite(path):
-    assert task_aligned_assign(*worked_example(), topk=3, eps=0.0, path=path).scores.isfinite().all()
+    scores, *rest = worked_example()
+    for given in (scores, torch.zeros_like(scores)):
+        result = task_aligned_assign(given, *rest, topk=3, eps=0.0, path=path)
+        assert result.foreground.any()
+        assert result.scores.isfinite().all()
 
 
 # Paths

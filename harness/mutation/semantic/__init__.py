@@ -17,7 +17,7 @@ from harness.mutation.semantic.source import Edit, Source
 
 __all__ = ["OPERATORS", "choices", "mutants", "patches", "shapes", "values"]
 
-IN_A_FILE = {"constant": 3, "padding": 2, "boundary": 2, "clamp": 2, "factor": 2, "stale": 2, "count": 4, "tie": 4}
+IN_A_FILE = {"constant": 2, "count": 2, "tie": 2}
 """Most mutants of an operator in a file, else 1: large files and common operators would drown the rest."""
 
 
