@@ -12,12 +12,20 @@ if TYPE_CHECKING:
 
     from harness.plan import Plan
 
+SHOWN = 200
+"""Characters of what differs; the report has all of it."""
+
 
 def bars(frame: pd.DataFrame) -> list[Bar]:
     """No candidate breaks a relation; what upstream breaks is a finding and fails nothing."""
     most = thresholds()["relations"]["broken"]
-    count = int((frame["verdict"] == BROKEN).sum())
-    return [Bar("relations broken by candidates", most, count, count <= most, "an answer contradicts itself")]
+    broken = frame[frame["verdict"] == BROKEN].sort_values("replay", kind="stable")
+    found = []
+    for (operation, subject, relation), rows in broken.groupby(["operation", "subject", "relation"]):
+        last = rows.iloc[-1]  # the one whose case was saved, if any
+        reason = f"{last['detail'][:SHOWN]}; {last['replay']}"
+        found.append(Bar(f"{relation} of {operation}, {subject}", most, len(rows), len(rows) <= most, reason))
+    return found or [Bar("relations broken by candidates", most, 0, True, "an answer that contradicts another")]
 
 
 def untried(frame: pd.DataFrame, plan: Plan) -> list[Bar]:

@@ -60,6 +60,7 @@ OPERATION = Operation(
             {"logits": 0},
             blocks={"labels": "sizes", "queries": "pairs", "targets": "pairs"},
             lists=("sizes", "pairs"),
+            normaliser="one",
         ),
         truths=Rows(count=lambda case: case.settings["sizes"], blocks=("labels",), listed={"targets": "pairs"}),
         anchors=Axis({"logits": 1}, counted={"queries": None}),

@@ -157,6 +157,7 @@ OPERATION = Operation(
             {"boxes": 0, "scores": 0, "fg_mask": 0, "target_gt_idx": 0},
             blocks={"batch_idx": "", "cls": "", "bboxes": ""},
             member="batch_idx",
+            normaliser="one",
             unsummed=("items",),
         ),
         truths=Rows(count=objects, blocks=("cls", "bboxes"), counted={"target_gt_idx": 0}),

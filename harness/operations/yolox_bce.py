@@ -62,7 +62,7 @@ OPERATION = Operation(
     minimum_bytes=minimum_bytes,
     workloads=("coco-b1", "coco-b16"),
     relations=Relations(
-        images=Images({"outputs": 0, "fg_mask": 0, "matched_classes": 0, "matched_iou": 0}),
+        images=Images({"outputs": 0, "fg_mask": 0, "matched_classes": 0, "matched_iou": 0}, normaliser="one"),
         anchors=Axis({"outputs": 1, "fg_mask": 1, "matched_classes": 1, "matched_iou": 1}),
         classes=Axis({"outputs": 2}, first={"outputs": 5}, counted={"matched_classes": None}),
         whole=("matched_classes",),

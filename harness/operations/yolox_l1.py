@@ -61,7 +61,9 @@ OPERATION = Operation(
     minimum_bytes=minimum_bytes,
     workloads=("coco-b1", "coco-b16"),
     relations=Relations(
-        images=Images(dict.fromkeys(("origin_preds", "fg_mask", "matched_gt", "gt_boxes", "target"), 0)),
+        images=Images(
+            dict.fromkeys(("origin_preds", "fg_mask", "matched_gt", "gt_boxes", "target"), 0), normaliser="one"
+        ),
         truths=Rows(
             count=lambda case: [case.tensors["gt_boxes"].shape[1]] * len(case.tensors["gt_boxes"]),
             dense={"gt_boxes": 1},

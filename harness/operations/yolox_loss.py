@@ -124,7 +124,11 @@ OPERATION = Operation(
     minimum_bytes=minimum_bytes,
     workloads=("coco-b1", "coco-b16", "coco-b64", "crowd-b16"),
     relations=Relations(
-        images=Images({"labels": 0, **dict.fromkeys(RAW, 0), "fg_mask": 0, "matched_gt": 0}, unsummed=("num_fg",)),
+        images=Images(
+            {"labels": 0, **dict.fromkeys(RAW, 0), "fg_mask": 0, "matched_gt": 0},
+            normaliser="one",
+            unsummed=("num_fg",),
+        ),
         truths=Rows(
             count=lambda case: (case.tensors["labels"].sum(2) > 0).sum(1).tolist(),
             dense={"labels": 1},

@@ -75,7 +75,7 @@ def _same_of_image(
     factors: dict[str, float | None] = {}
     floor = trial.scale(own)(gradient_name(""))
     for name, value in gradients.items():
-        factor = factors.get("all") if images.normaliser == "one" else None
+        factor = {"given": 1.0, "one": factors.get("all"), "each": None}[images.normaliser]
         alone = part[name].double()
         # Found where the gradient is largest, so that it is as exact as any.
         finite = torch.where(alone.isfinite() & value.isfinite(), alone.abs(), torch.zeros_like(alone))
@@ -94,7 +94,7 @@ def _same_of_image(
 
 def _sums(trial, images, own, parts, factors) -> None:
     """Totals are the images' totals, each by the factor of its gradients."""
-    if images.normaliser != "one":
+    if images.normaliser == "each":
         return
     for name, value in own.items():
         counted = name in moving.named(images.along) or name in images.unsummed or name.startswith("gradient of ")
@@ -104,11 +104,10 @@ def _sums(trial, images, own, parts, factors) -> None:
         if name in images.means:
             total = sum(terms) / len(terms)
         else:
-            known = [factor.get("all") for factor in factors]
-            if trial.operation.gradients and any(
-                factor is None and bool((term != 0).any()) for factor, term in zip(known, terms, strict=True)
-            ):
-                continue
+            known = [1.0 if images.normaliser == "given" else factor.get("all") for factor in factors]
+            silent = [factor is None and bool((term != 0).any()) for factor, term in zip(known, terms, strict=True)]
+            if any(silent):
+                continue  # without a gradient its factor is not known
             total = sum(term * (1.0 if factor is None else factor) for factor, term in zip(known, terms, strict=True))
         problem = trial.difference(total.to(value.dtype), value)
         if problem:

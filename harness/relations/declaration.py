@@ -79,8 +79,9 @@ class Images:
     """Tensor that holds the image of each row."""
     shifted: Mapping[str, str] = field(default_factory=dict)
     """Tensors whose numbers count rows through the batch -> the setting that counts each image's rows."""
-    normaliser: str = "one"
-    """`one`: the sums of a batch share one normaliser; `each`: every term has its own."""
+    normaliser: str = "given"
+    """What divides the sums of a batch: a number that is `given` (or none), `one` that follows from the batch, or for
+    `each` term another."""
     means: tuple[str, ...] = ()
     """Outputs that are means over images; other outputs without a dim of images are sums."""
     unsummed: tuple[str, ...] = ()

@@ -31,9 +31,11 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="session")
 def harness_run(tmp_path_factory):
-    """`harness_run("--ops", "tal", ...)` -> Run."""
+    """`harness_run("--ops", "tal", ...)` -> Run; relations without an oracle only where `--relations` names them."""
 
     def run(*arguments):
+        if "--relations" not in arguments:
+            arguments = (*arguments, "--no-relations")
         folder = tmp_path_factory.mktemp("run") / "folder"
         code = main(["run", "--out", str(folder), *arguments])
         return Run(code, folder, json.loads((folder / "summary.json").read_text()))
