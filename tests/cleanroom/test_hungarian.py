@@ -266,6 +266,14 @@ def test_costs_are_those_of_the_formula(variant):
 
 
 @BOTH
+def test_terms_have_upstreams_defaults(variant):
+    batch = random_batch(variant, (3,), 5)
+    spelt_out = {"class_cost": 1, "bbox_cost": 1, "giou_cost": 1, "use_fl": True, "alpha": 0.25, "gamma": 2.0}
+    plain = {name: value for name, value in batch.items() if name not in spelt_out}
+    assert torch.equal(costs(plain)[0], costs(plain | spelt_out)[0])
+
+
+@BOTH
 @pytest.mark.parametrize("side", range(1, 9))
 def test_equal_costs_give_query_i_target_i(variant, side):
     box = (0.5, 0.5, 0.2, 0.2)
