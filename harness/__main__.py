@@ -67,6 +67,10 @@ def _parser() -> argparse.ArgumentParser:
 
     grid = command("matrix", versions.matrix, "every operation against every pinned version; what a new release moved")
     versions.options(grid, _count, _positive)
+    from harness.mutation import command as mutation
+
+    faults = command("mutate", mutation.mutate, "plant faults in cleanroom/, one at a time: how many the gate finds")
+    mutation.options(faults, _count)
     command("list", _list, "operations, oracles, workloads and profiles")
     command("show", _show, "inputs, settings, outputs and calling convention of an operation").add_argument("op")
     look = command("audit", _audit, "compare cleanroom/ with upstream's sources by runs of equal tokens")
@@ -163,14 +167,18 @@ def _positive(text: str) -> float:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from harness.plan import Plan, check_candidates
+    from harness.plan import Plan, RequestError, check_candidates
     from harness.progress import Progress
     from harness.run import default_out, execute_plan, provenance
     from harness.runfolder import RunFolder
 
     if arguments.resume:
         folder, run = RunFolder.resume(arguments.resume)
+        if (kind := run.get("kind", "run")) != "run":
+            folder.close()
+            raise RequestError(f"--resume {arguments.resume}: it holds a {kind}; continue with: harness {kind} --into")
         folder.mend()
+        folder.check_journals()
         plan = Plan.from_json(run["settings"])
         check_candidates(plan.candidates, plan.device)
     else:
@@ -339,8 +347,11 @@ def _gate(arguments: argparse.Namespace) -> int:
     from harness.runfolder import RunFolder
 
     folder, run = RunFolder.resume(arguments.folder)
-    plan = Plan.from_json(run["settings"])
-    if arguments.baseline:
+    # A folder of `mutate` or `matrix` alone has no cases and measurements whose bars count.
+    plan = Plan.from_json(run["settings"]) if run.get("kind", "run") == "run" else None
+    if plan:
+        folder.check_frames()
+    if plan and arguments.baseline:
         plan = replace(plan, baseline=arguments.baseline)
     summary = summarise(folder, plan, interrupted=run["finished"] is None)
     _print_summary(summary, folder.path, folder.read_json("run.json")["settings"]["candidates"])

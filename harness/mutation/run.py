@@ -1,0 +1,110 @@
+"""A run of `harness mutate`: every mutant judged once, each verdict on disk as it comes."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import closing
+from typing import Any
+
+from harness.mutation import equivalents
+from harness.mutation.gate import Gate
+from harness.mutation.mutant import Mutant
+from harness.mutation.plan import MutationPlan, Population
+from harness.mutation.zygote import ZygoteFailed
+from harness.plan import Plan
+from harness.progress import Progress
+from harness.run import finish
+from harness.runfolder import RunFolder
+
+JOURNAL = "mutants"
+
+
+def execute(
+    plan: MutationPlan, folder: RunFolder, run_plan: Plan | None, progress: Progress, *, again: bool = False
+) -> dict[str, Any]:
+    """Judge what the folder has no verdict of (with `again`, survivors too), then write frames, summary and report."""
+    from harness.mutation.sources import Sources
+
+    population = Population(Sources(), plan)
+    interrupted, lost = False, ()
+    try:
+        _judge(population, folder, progress, again)
+    except KeyboardInterrupt:
+        interrupted = True
+    except ZygoteFailed as error:
+        lost = (str(error),)
+    return finish(run_plan, folder, interrupted=interrupted, lost=lost)
+
+
+def _judge(population: Population, folder: RunFolder, progress: Progress, again: bool) -> None:
+    plan, listed = population.plan, equivalents.equivalents()
+    settled = {row["id"] for row in folder.rows(JOURNAL) if not (again and row["verdict"] != "killed")}
+    waiting = [mutant for mutant in population.tried if mutant.id not in settled]
+    counts = {kind: sum(mutant.kind == kind for mutant in population.all) for kind in plan.kinds}
+    stale = [_unmatched(entry) for entry in population.unmatched]
+    if stale:
+        folder.append(JOURNAL, stale)
+    if not waiting:
+        return
+    progress.start(JOURNAL, len(waiting))
+    stop = threading.Event()
+    with closing(Gate(plan, population.sources, folder.path, {mutant.file for mutant in waiting})) as gate:
+
+        def one(mutant: Mutant) -> None:
+            if stop.is_set():
+                return
+            try:
+                found = gate.judge(mutant)
+            except (ZygoteFailed, OSError):
+                if stop.is_set():
+                    return  # its processes were ended under it
+                raise
+            row = _row(mutant, found, equivalents.reason(mutant, listed), counts[mutant.kind])
+            folder.append(JOURNAL, [row])
+            progress.step(f"{mutant.file} {row['verdict']}")
+
+        with ThreadPoolExecutor(plan.workers) as pool:
+            futures = [pool.submit(one, mutant) for mutant in waiting]
+            try:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+            except BaseException:
+                stop.set()
+                for future in futures:
+                    future.cancel()
+                gate.close()
+                raise
+
+
+def _row(mutant: Mutant, found: dict[str, Any], reason: str, population: int) -> dict[str, Any]:
+    """The journal's row: a survivor that is listed is equivalent, a listed one that was found makes its entry stale."""
+    verdict = found["verdict"]
+    if reason and verdict == "survived":
+        found = {**found, "verdict": "equivalent", "detail": reason}
+    elif reason:
+        found = {**found, "verdict": "stale", "detail": f"listed as equivalent, and found: {found['detail']}"}
+    return {
+        "id": mutant.id,
+        "kind": mutant.kind,
+        "operator": mutant.operator,
+        "file": mutant.file,
+        "line": mutant.line,
+        "before": mutant.before,
+        "after": mutant.after,
+        "population": population,
+        **found,
+    }
+
+
+def _unmatched(entry: equivalents.Equivalent) -> dict[str, Any]:
+    """A row for an entry of the list that stands for nothing any more."""
+    found = {
+        "verdict": "stale",
+        "by": "",
+        "detail": "listed as equivalent, and no mutant is it any more",
+        "seconds": 0.0,
+    }
+    mutant = Mutant("syntactic", entry.operator, entry.file, 0, entry.before, entry.after, "")
+    return _row(mutant, found, "", 0)
