@@ -187,6 +187,8 @@ class Relations:
     """`dense` without what a tie rule alone decides, for relations that change the order of what is tied."""
     margins: Margins | None = None
     """How an assigner's other answers to another order are judged."""
+    cancels: str = ""
+    """Dtype in whose units numbers are compared at least, where they are small differences raised to a power."""
     free: tuple[str, ...] = ()
     """Inputs that a relation may move a little, so that nothing ties: predictions and boxes, nothing that counts."""
     whole: tuple[str, ...] = ()

@@ -90,7 +90,7 @@ class Trial:
 
     def precision(self, *values: Tensor) -> torch.dtype:
         """The coarsest dtype that a computation of the case passes through."""
-        names = self.operation.precision, self.case.settings.get(AUTOCAST), self.case.dtype
+        names = self.operation.precision, self.declared.cancels, self.case.settings.get(AUTOCAST), self.case.dtype
         return coarsest(*(getattr(torch, name) for name in names if name), *(value.dtype for value in values))
 
     def same(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from harness.drawing import Fails, explore
 from harness.operations import operation as declaration
 from harness.pool import WorkerLost
 from harness.relations import BROKEN, FINDING, TRIED, UPSTREAM
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 
 SHRINK_SECONDS = 2.0
 """Spent on a smaller case of each relation that a subject breaks."""
+SPARE = 60
+"""Cases drawn where those of the run are no examples of a relation."""
 LARGEST = 100_000
 """Numbers in a case above which it is left to parity: a relation asks several times."""
 
@@ -28,14 +33,26 @@ def try_relations(shard: Shard) -> None:
         _Tried(shard, subject).run()
 
 
+def spare(operation: str, allowed: Mapping[str, Any]) -> Iterator[Case]:
+    """Other cases, the same every time: for relations of which a run's own cases are no examples."""
+    strategy = import_module(f"cases.{operation}").cases(dtypes=("float32", "float64"), **allowed)
+    found: list[Case] = []
+
+    def one(case: Case) -> None:
+        found.append(replace(case, origin=f"drawn:{operation}, spare"))
+
+    explore(strategy, one, seed=0, examples=SPARE, shrink=False)
+    # Hypothesis begins with the simplest, which show least.
+    yield from (case for case in reversed(found) if _fit(case))
+
+
 def chosen(pool: list[Case], count: int) -> list[Case]:
     """Cases in the order in which they are tried: drawn ones from all over the draw, then pinned ones.
 
-    Invalid ones would only be rejected, those with real labels are large.
+    Invalid ones would only be rejected, of empty ones everything holds, and each is asked about several times.
     """
-    fit = [case for case in pool if "invalid" not in case.tags and not case.origin.startswith("labels:")]
+    fit = [case for case in pool if _fit(case)]
     drawn = [case for case in fit if case.origin.startswith("drawn:")]
-    drawn = [case for case in drawn if _size(case) <= LARGEST]
     step = max(1, len(drawn) // max(1, 2 * count))
     return drawn[step - 1 :: step] + [case for case in fit if not case.origin.startswith("drawn:")]
 
@@ -60,19 +77,26 @@ class _Tried:
         wanted = dict.fromkeys(self._names, self._shard.plan.relation_cases)
         broken: dict[str, list[tuple[Case, dict[str, Any]]]] = {}
         for case in chosen(self._shard.pool, self._shard.plan.relation_cases):
-            names = tuple(name for name in self._names if wanted[name] > 0)
-            if not names:
-                break
+            self._try(case, wanted, broken)
+        # One case is enough of what the run's own cases leave out.
+        never = {name: 1 for name, count in wanted.items() if count == self._shard.plan.relation_cases}
+        if never:
+            for case in spare(self._shard.operation, self._shard.allowed):
+                self._try(case, never, broken)
+        for name, found in broken.items():
+            if not any(row["replay"] for _, row in found):
+                self._keep(name, found)
+
+    def _try(self, case: Case, wanted: dict[str, int], broken: dict[str, list[tuple[Case, dict[str, Any]]]]) -> None:
+        """The relations of which more cases are wanted, on one case."""
+        names = tuple(name for name, count in wanted.items() if count > 0)
+        if names:
             rows = self._on(case, names)
             for row in rows:
                 if row["verdict"] in TRIED:
                     wanted[row["relation"]] -= 1
                 if row["verdict"] in (BROKEN, FINDING):
                     broken.setdefault(row["relation"], []).append((case, row))
-            self._shard.progress()
-        for name, found in broken.items():
-            if not any(row["replay"] for _, row in found):
-                self._keep(name, found)
 
     def _on(self, case: Case, names: tuple[str, ...]) -> list[dict[str, Any]]:
         """Rows of a case, journaled before or now."""
@@ -132,8 +156,6 @@ class _Tried:
 
     def _shrunk(self, name: str, size: int) -> tuple[Case, dict[str, Any]] | None:
         """A case smaller than `size` numbers that breaks the relation too, or None."""
-        from harness.drawing import Fails
-
         end = time.monotonic() + min(SHRINK_SECONDS, self._shard.plan.shrink_seconds)
         smallest: list[tuple[Case, dict[str, Any]]] = []
         known: dict[str, bool] = {}
@@ -149,6 +171,13 @@ class _Tried:
 
         self._shard.explore(one, shrink=True)
         return smallest[0] if smallest else None
+
+
+def _fit(case: Case) -> bool:
+    """A case of ordinary size that is meant to be taken, with something in it."""
+    names = declaration(case.operation).predictions
+    empty = any(case.tensors[name].numel() == 0 for name in names if name in case.tensors)
+    return not empty and "invalid" not in case.tags and _size(case) <= LARGEST
 
 
 def _size(case: Case) -> int:
