@@ -15,6 +15,9 @@ from cases.frame import TRAINING_SIZE
 
 #: Normalised YOLO coordinates may pass 1 by this much: exporters round.
 _NORMALISED_SLACK = 1e-3
+#: More than any set has (V3Det: 13,204 classes; xView: 4,967 boxes in an image). Cases are classes and boxes by
+#: anchors: a label file must not decide how much memory is taken.
+MOST_CLASSES, MOST_BOXES = 20_000, 20_000
 
 
 class LabelError(ValueError):
@@ -67,6 +70,11 @@ def read_labels(path: str | os.PathLike[str], canvas: int = TRAINING_SIZE) -> La
     labels = _read_yolo(path, canvas) if path.is_dir() else _read_coco(path, canvas)
     if not labels.images:
         raise LabelError(path, "", "the set is empty: no images")
+    if len(labels.class_names) > MOST_CLASSES:
+        raise LabelError(path, "", f"{len(labels.class_names)} classes are more than {MOST_CLASSES}")
+    for image in labels.images:
+        if len(image.boxes) > MOST_BOXES:
+            raise LabelError(path, image.name, f"{len(image.boxes)} boxes in an image are more than {MOST_BOXES}")
     if not any(len(image.boxes) for image in labels.images):
         raise LabelError(path, "", "the set is empty: no image has a box")
     return labels
@@ -187,6 +195,9 @@ def _image(name: str, canvas: int, rows: list[tuple[list[float], int]], num_clas
 
 def _text(path: Path) -> str:
     try:
+        if not path.is_file():
+            # A pipe or a device may never end.
+            raise LabelError(path, "", "is not a regular file")
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise LabelError(path, "", f"cannot be read: {error.strerror}") from None

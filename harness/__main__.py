@@ -353,7 +353,7 @@ def _gate(arguments: argparse.Namespace) -> int:
         folder.check_frames()
     if plan and arguments.baseline:
         plan = replace(plan, baseline=arguments.baseline)
-    summary = summarise(folder, plan, interrupted=run["finished"] is None)
+    summary = summarise(folder, plan, interrupted=run.get("finished") is None)
     _print_summary(summary, folder.path, folder.read_json("run.json")["settings"]["candidates"])
     return summary["exit_code"]
 

@@ -190,13 +190,14 @@ class Shard:
         }
 
     def _save(self, case: Case, candidate: str) -> str:
+        from cases.case import CaseError
 
-        oracle = "".join(c if c.isalnum() or c in ".=-" else "_" for c in self.oracle)
-        name = f"{self.operation}-{oracle}-{candidate}-{case.digest}.safetensors"
+        oracle, own = ("".join(c if c.isalnum() or c in ".=-" else "_" for c in s) for s in (self.oracle, candidate))
+        name = f"{self.operation}-{oracle}-{own}-{case.digest}.safetensors"
         try:
             case.save(self.folder.failures / name)
-        except OSError as error:
-            raise WriteError(f"{self.folder.failures / name}: {error.strerror}") from error
+        except CaseError as error:
+            raise WriteError(str(error)) from error
         return f"failures/{name}"
 
     def _shrink(self, key: tuple[str, str, str]) -> None:

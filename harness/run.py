@@ -5,10 +5,12 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import signal
 import subprocess
 import threading
+from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +59,29 @@ def execute_plan(plan: Plan, folder: RunFolder, progress: Progress) -> dict[str,
     """Do what the folder does not hold yet, then write frames, summary and report; returns the summary."""
     interrupted, lost = False, []
     try:
-        if plan.parity:
-            lost = _parity(plan, folder, progress)
-        if plan.bench:
-            _bench(plan, folder, progress)
+        with _terminated_as_interrupted():
+            if plan.parity:
+                lost = _parity(plan, folder, progress)
+            if plan.bench:
+                _bench(plan, folder, progress)
     except KeyboardInterrupt:
         interrupted = True
     except WorkerFailed as error:
         lost = [*lost, str(error)]
     return finish(plan, folder, interrupted=interrupted, lost=tuple(lost))
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM, with which schedulers and CI end a run, end it as Ctrl-C does: with a report, and to be resumed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def finish(plan: Plan, folder: RunFolder, *, interrupted: bool = False, lost: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from reports.frames import MEASUREMENTS, SAMPLES, VERDICTS
+from reports.frames import OPTIONAL as COLUMNS
+
 FORMAT = 1
 JOURNALS = ("verdicts", "samples", "measurements")
 OPTIONAL = ("relations", "mutants", "versions")
@@ -65,6 +68,7 @@ class RunFolder:
     def create(cls, path: Path, run: dict[str, Any]) -> RunFolder:
         """Make the folder and write `run.json`; refuses a folder that already holds a run."""
         folder = cls(path)
+        folder._own()
         if (path / "run.json").exists():
             raise RunFolderError(f"{path / 'run.json'}: the folder already holds a run; use --resume or another --out")
         (path / "failures").mkdir(parents=True, exist_ok=True)
@@ -77,11 +81,21 @@ class RunFolder:
     def resume(cls, path: Path) -> tuple[RunFolder, dict[str, Any]]:
         """Open an existing run and return it with its `run.json`."""
         folder = cls(path)
+        folder._own()
         run = folder.read_json("run.json")
         if run.get("format") != FORMAT:
             raise RunFolderError(f"{path / 'run.json'}: format {run.get('format')!r}, this version reads {FORMAT}")
+        if not isinstance(run.get("settings"), dict):
+            raise RunFolderError(f"{path / 'run.json'}: no settings of a run")
         folder._hold()
         return folder, run
+
+    def _own(self) -> None:
+        """Refuse a folder with links in it: what is written through one lands elsewhere."""
+        for place in (self.path, self.path / "journal", self.failures):
+            for file in (place, *place.iterdir()) if place.is_dir() else ():
+                if file.is_symlink() and file != self.path:
+                    raise RunFolderError(f"{file}: is a link, and a run writes into its own folder only")
 
     @property
     def failures(self) -> Path:
@@ -90,7 +104,9 @@ class RunFolder:
 
     def append(self, journal: str, rows: list[dict[str, Any]]) -> None:
         """Append rows to a journal: all on disk when this returns, or none, and WriteError."""
-        content = "".join(json.dumps(row, allow_nan=True) + "\n" for row in rows).encode()
+        lines = (json.dumps(row, allow_nan=True, ensure_ascii=False) + "\n" for row in rows)
+        # A candidate may say what is no Unicode, half a surrogate pair, which no frame could hold.
+        content = "".join(lines).encode(errors="replace")
         path = self.path / "journal" / f"{journal}.jsonl"
         with self._lock, path.open("ab", buffering=0) as file:
             whole = file.tell()
@@ -109,11 +125,10 @@ class RunFolder:
         file = self.path / "journal" / f"{journal}.jsonl"
         if not file.exists():
             return
-        lines = file.read_text().split("\n")
-        for number, line in enumerate(lines[:-1], 1):
+        for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
             try:
                 yield json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise RunFolderError(f"{file}: line {number}: {error}") from error
 
     def mend(self) -> None:
@@ -130,11 +145,14 @@ class RunFolder:
         """A JSON file of the folder; RunFolderError names it where it is absent or broken."""
         file = self.path / name
         try:
-            return json.loads(file.read_text())
+            value = json.loads(file.read_bytes())
         except FileNotFoundError as error:
             raise RunFolderError(f"{file}: not found; is this a run folder?") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunFolderError(f"{file}: {error}") from error
+        if not isinstance(value, dict):
+            raise RunFolderError(f"{file}: holds a JSON {type(value).__name__} where an object belongs")
+        return value
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Write a JSON file whole or not at all."""
@@ -167,6 +185,23 @@ class RunFolder:
             raise RunFolderError(f"{file}: not found; the run did not finish, continue it with --resume") from error
         except (OSError, ValueError) as error:
             raise RunFolderError(f"{file}: {error}") from error
+
+    def check_journals(self) -> None:
+        """Raise RunFolderError for a journal with a row that is not a run's."""
+        for journal, keys in KEYS.items():
+            for number, row in enumerate(self.rows(journal), 1):
+                if missing := [key for key in keys if not isinstance(row, dict) or key not in row]:
+                    file = self.path / "journal" / f"{journal}.jsonl"
+                    raise RunFolderError(f"{file}: line {number}: no {', '.join(missing)}")
+
+    def check_frames(self) -> None:
+        """Raise RunFolderError for a frame that is not readable, or not a run's."""
+        columns = {"verdicts": VERDICTS, "samples": SAMPLES, "measurements": MEASUREMENTS, **COLUMNS}
+        for name, wanted in columns.items():
+            frame = self.frame(name)
+            # A frame of no rows has no columns of its own.
+            if missing := [column for column in wanted if len(frame) and column not in frame]:
+                raise RunFolderError(f"{self.path / name}.parquet: has no column {', '.join(missing)}")
 
     @staticmethod
     def _replace(file: Path, content: bytes) -> None:

@@ -46,7 +46,8 @@ def read_pins(file: Path | None = None) -> dict[str, Pin]:
 
 def _pin(key: str, entry: object, file: Path) -> Pin:
     name, _, version = key.partition("==")
-    if not (name and version):
+    # They become names of folders.
+    if not (re.fullmatch(r"[\w-]+", name) and re.fullmatch(r"[\w.+!-]+", version)):
         raise RequestError(f"{file.name}: {key!r} is not NAME==VERSION")
     if not isinstance(entry, dict) or set(entry) - {"control", "matrix"} != {"archive", "sha256"}:
         raise RequestError(

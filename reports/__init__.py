@@ -29,5 +29,10 @@ def _replace(path: Path, text: str) -> None:
     """Write a whole file or nothing, so that a reader never meets half a report."""
     partial = path.with_name(path.name + ".partial")
     # Bytes: the content security policy hashes the text as it stands, and newlines must not be translated.
-    partial.write_bytes(text.encode("utf-8"))
-    os.replace(partial, path)
+    try:
+        partial.unlink(missing_ok=True)
+        partial.write_bytes(text.encode("utf-8"))
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
