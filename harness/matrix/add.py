@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,32 +125,46 @@ def _execute(plan: AddPlan, folder: RunFolder, run_plan: Plan | None, progress: 
     interrupted, lost = False, []
     progress.start("matrix", len(left) * plan.examples)
     try:
-        for oracle in (plan.base, plan.added):
-            with closing(Worker(plan.worker(oracle, 1), plan.time_limit)) as worker:
-                found[oracle] = names_of(plan.base, worker)
-        folder.append(JOURNAL, list(name_rows({plan.added: found[plan.added]})))
         with closing(Staff(plan)) as former:
 
-            def one(pair: tuple[str, str], staff: Staff, stopped: Any) -> None:
-                operation = pair[0]
-                missing = {oracle: _lacks(operation, oracle, found) for oracle in found}
-                if missing[plan.added]:
-                    rows = [absent(operation, plan.added, base, missing[plan.added]) for base in plan.candidates]
-                    gone = {**rows[0], "candidate": plan.base, "verdict": "moved", "settings": "gone"}
-                    folder.append(JOURNAL, [*rows, *([] if missing[plan.base] else [gone])])
-                    return
+            def one(pair: tuple[str, str], staff: Staff, stopped: Callable[[], bool]) -> None:
                 with staff.worker(plan.added) as worker, former.worker(plan.base) as other:
-                    shard = _comparison(plan, operation, folder.failures, None if missing[plan.base] else other)
-                    shard.stopped, shard.progress = stopped, lambda: progress.step(f"{operation} {plan.added}")
-                    shard.run(worker)
-                    folder.append(JOURNAL, shard.rows())
+                    for oracle, holder in ((plan.added, worker), (plan.base, other)):
+                        if oracle not in found:
+                            found[oracle] = names_of(plan.base, holder)
+                    folder.append(JOURNAL, _rows(plan, pair[0], found, folder, worker, other, stopped, progress))
 
             lost = in_parallel(plan, [(name, plan.added) for name in left], one)
+        if plan.added in found:
+            folder.append(JOURNAL, list(name_rows({plan.added: found[plan.added]})))
     except KeyboardInterrupt:
         interrupted = True
     except WorkerFailed as error:
         lost = [str(error)]
     return finish(run_plan, folder, interrupted=interrupted, lost=tuple(lost))
+
+
+def _rows(
+    plan: AddPlan,
+    operation: str,
+    found: dict[str, Any],
+    folder: RunFolder,
+    worker: Worker,
+    other: Worker,
+    stopped: Callable[[], bool],
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """What moved in one operation, and how the candidates stand with the release."""
+    missing = {oracle: _lacks(operation, oracle, found) for oracle in found}
+    if missing[plan.added]:
+        bases = plan.candidates_of(operation)
+        rows = [absent(operation, plan.added, base, missing[plan.added]) for base in bases]
+        gone = {**rows[0], "candidate": plan.base, "verdict": "moved", "settings": "gone"}
+        return [*rows, *([] if missing[plan.base] else [gone])]
+    shard = _comparison(plan, operation, folder.failures, None if missing[plan.base] else other)
+    shard.stopped, shard.progress = stopped, lambda: progress.step(f"{operation} {plan.added}")
+    shard.run(worker)
+    return shard.rows()
 
 
 def _lacks(operation: str, oracle: str, found: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from harness.matrix.session import MatrixSettings
 from harness.operations import operation as declaration
 from harness.plan import Plan
 
-EXAMPLES = 40
+EXAMPLES = 32
 """Cases drawn for an operation and version unless told otherwise: with the pinned ones, all of it in minutes."""
 SHRINK_SECONDS = 10.0
 TIME_LIMIT = 30.0

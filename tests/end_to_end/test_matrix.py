@@ -48,7 +48,7 @@ def table(tmp_path_factory):
     """Two operations against a present release, a former one and the control."""
     versions = ",".join((NEWEST, FORMER, CONTROL))
     folder = tmp_path_factory.mktemp("matrix") / "run"
-    return matrix(folder, "--ops", "bbox_loss,v10_detection_loss", "--oracles", versions)
+    return matrix(folder, "--ops", "bbox_loss,probiou", "--oracles", versions)
 
 
 def test_the_table_says_of_every_cell_what_is_true(table):
@@ -61,21 +61,28 @@ def test_the_table_says_of_every_cell_what_is_true(table):
     control = table.cell("bbox_loss", CONTROL)
     assert control["verdict"] == "control"
     assert "mismatch in loss_iou" in control["detail"]
-    absent = table.cell("v10_detection_loss", CONTROL)
+    absent = table.cell("probiou", CONTROL)
     assert (absent["verdict"], absent["cases"]) == ("absent", 0)
-    assert absent["detail"] == "it has no public E2EDetectLoss or E2ELoss"
+    assert absent["detail"] == "it has no public probiou or batch_probiou"
     assert min(table.frame[table.frame.verdict.isin(["equal", "settings", "control"])].cases) >= 10
 
 
 def test_the_table_is_in_every_report(table):
     for name in ("report.html", "summary.md", "junit.xml"):
         text = (table.folder / name).read_text().replace("\\", "")
-        assert "v10_detection_loss" in text
+        assert "probiou" in text
         assert CONTROL in text
     assert "reg1_distance=zero" in (table.folder / "report.html").read_text()
     assert "RotatedBboxLoss" in (table.folder / "report.html").read_text()
     assert any(bar["bar"] == f"versions: control {CONTROL}" and bar["ok"] for bar in table.summary["gate"])
     assert table.summary["failed"] == 0
+
+
+def test_a_folder_of_a_matrix_is_judged_again_and_no_run_is_resumed_from_it(table, capsys):
+    assert main(["gate", str(table.folder)]) == 0
+    assert table.summary["sentence"] in capsys.readouterr().out
+    assert main(["run", "--resume", str(table.folder)]) == 4
+    assert "harness matrix --into" in capsys.readouterr().err
 
 
 def test_what_has_no_counterpart_is_listed_and_nothing_is_unlisted(table):
@@ -87,7 +94,7 @@ def test_what_has_no_counterpart_is_listed_and_nothing_is_unlisted(table):
 
 def test_a_planted_fault_differs_and_its_smallest_case_replays(tmp_path, capsys, monkeypatch):
     fault = "bbox_loss_unweighted=tests.loss_faults:bbox_loss_unweighted"
-    arguments = ("--ops", "bbox_loss", "--oracles", NEWEST, "--candidate", fault, "--shrink-seconds", "8")
+    arguments = ("--ops", "bbox_loss", "--oracles", NEWEST, "--candidate", fault, "--shrink-seconds", "2")
     run = matrix(tmp_path / "run", *arguments)
     assert run.code == 1
     cell = run.cell("bbox_loss", NEWEST)
@@ -104,36 +111,28 @@ def test_a_planted_fault_differs_and_its_smallest_case_replays(tmp_path, capsys,
     assert f"bbox_loss_unweighted against {NEWEST}: mismatch" in capsys.readouterr().out
 
 
-def test_a_matrix_that_was_cut_off_is_continued_where_it_stopped(table, capsys):
-    journal = table.folder / "journal" / "versions.jsonl"
-    rows = [json.loads(line) for line in journal.read_text().splitlines()]
-    cells = [row for row in rows if row["operation"] in {"bbox_loss", "v10_detection_loss"}]
-    kept = [{**row, "detail": "judged before"} for row in cells if row["oracle"] != FORMER]
-    assert len(kept) == 4
-    # As a kill leaves it: whole lines, and one that was being written.
-    journal.write_text("".join(json.dumps(row) + "\n" for row in kept) + json.dumps(cells[-1])[:40])
-    assert main(["matrix", "--into", str(table.folder)]) == 0
-    again = pd.read_parquet(table.folder / "versions.parquet")
-    own = again[again.operation.isin(["bbox_loss", "v10_detection_loss"])].set_index(["operation", "oracle"])
-    assert (own[own.index.get_level_values("oracle") != FORMER].detail == "judged before").all()
-    before = table.frame.set_index(["operation", "oracle", "candidate"])
-    now = again.set_index(["operation", "oracle", "candidate"])
-    columns = ["verdict", "settings", "cases", "ties"]
-    assert now.loc[before.index, columns].equals(before[columns])
-    capsys.readouterr()
-
-
-def test_a_matrix_is_added_to_a_finished_run(harness_run, capsys):
-    run = harness_run("--ops", "dist2bbox", "--oracles", NEWEST, "--examples", "3", "--no-bench", "--workers", "1")
+def test_a_matrix_is_added_to_a_finished_run_and_continued_where_it_stopped(harness_run, capsys):
+    run = harness_run("--ops", "dist2bbox", "--oracles", FORMER, "--examples", "3", "--no-bench", "--workers", "1")
     assert run.code == 0
-    added = matrix(run.folder, "--ops", "dist2bbox", "--oracles", FORMER, into=True)
+    added = matrix(run.folder, "--ops", "dist2bbox,bbox2dist", "--oracles", FORMER, into=True)
     assert added.code == 0
     assert added.cell("dist2bbox", FORMER)["verdict"] == "equal"
     assert added.summary["operations"] == run.summary["operations"]
-    assert run.summary["sentence"] in added.summary["sentence"]
+    assert added.summary["sentence"].startswith(run.summary["sentence"].partition(".")[0])
     page = (run.folder / "report.html").read_text()
     assert 'id="parity"' in page
     assert 'id="versions"' in page
+
+    journal = run.folder / "journal" / "versions.jsonl"
+    rows = {row["operation"]: row for row in map(json.loads, journal.read_text().splitlines())}
+    # As a kill leaves it: whole lines, and one that was being written.
+    kept = {**rows["dist2bbox"], "detail": "judged before"}
+    journal.write_text(json.dumps(kept) + "\n" + json.dumps(rows["bbox2dist"])[:40])
+    again = matrix(run.folder, into=True)  # what is left of the request is in the folder
+    assert again.code == 0
+    assert again.cell("dist2bbox", FORMER) == {**added.cell("dist2bbox", FORMER), "detail": "judged before"}
+    assert again.cell("bbox2dist", FORMER) == added.cell("bbox2dist", FORMER)
+    assert len(again.frame) == len(added.frame)
     capsys.readouterr()
 
 
