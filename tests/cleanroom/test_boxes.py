@@ -399,6 +399,14 @@ def test_everything_compiles_in_one_graph(backend):
         torch.testing.assert_close(other, slope)
 
 
+def test_the_compiled_decode_keeps_the_dtype():
+    torch._dynamo.reset()
+    logits, points = random_logits(16, dtype=torch.float16)
+    points = points.to(torch.float16)
+    compiled = torch.compile(dfl_decode, fullgraph=True, backend="eager")
+    assert compiled(logits, points).dtype == dfl_decode(logits, points).dtype == torch.float16
+
+
 def test_inputs_are_unchanged():
     logits, points = random_logits(16, dtype=torch.float32)
     boxes = torch.rand(2, 7, 4)

@@ -442,6 +442,11 @@ def test_box_gradients_of_small_boxes_keep_their_digits():
     assert gradient[0, 2:].abs().max() < 1e-6
 
 
+def test_targets_of_box_terms_get_no_gradient():
+    found = pair_terms([torch.rand(2, 4)], [torch.tensor([1, 0])], torch.rand(2, 4, requires_grad=True))
+    assert not any(term.requires_grad for term in found)
+
+
 def test_box_terms_of_several_tensors_share_rows():
     first, second = torch.rand(3, 4, requires_grad=True), torch.rand(2, 2, 4, requires_grad=True)
     rows = [torch.tensor([2, 2]), torch.tensor([3])]

@@ -401,6 +401,14 @@ class TestLabels:
                 other = {name: given[name].to(dtype).view(shape) for name in ("batch_idx", "cls")}
                 assert torch.equal(v8_detection_loss(**(given | other), **settings).loss, expected)
 
+    def test_class_of_a_row_without_anchors_may_be_any(self):
+        """Spare places of the static path carry the first row of their image."""
+        given, settings = example()
+        given["cls"][0], given["bboxes"][0] = 99, torch.tensor([3.0, 3.0, 0.1, 0.1])
+        sparse, static = (v8_detection_loss(**given, **settings, path=path).loss for path in ("sparse", "static"))
+        assert sparse.isfinite().all()
+        torch.testing.assert_close(sparse, static)
+
     def test_label_minus_one_reads_the_last_class_and_trains_the_first(self):
         given, settings = example()
         given["cls"][2] = -1
@@ -496,6 +504,7 @@ def test_errors_name_the_tensor(name, change, error):
         ({"ignore_mask": torch.zeros(2, 125, dtype=torch.bool)}, ValueError),
         ({"ignore_mask": torch.zeros(2, 126)}, TypeError),
         ({"small_box": "never"}, ValueError),
+        ({"pair_domain": "inside"}, ValueError),
         ({"ciou_alpha": "new"}, ValueError),
         ({"reg1_distance": "l2"}, ValueError),
         ({"path": "fast"}, ValueError),
@@ -573,6 +582,34 @@ def test_eras_reach_the_assigner_and_the_third_term():
     given["bboxes"][2] = torch.tensor([0.5, 0.5, 2 / 96, 2 / 64])
     off = v8_detection_loss(**given, **settings, small_box="off", edge_round_trip=False)
     assert not off.fg_mask[1].any()
+
+
+@PATHS
+def test_the_score_sum_has_a_floor_since_8_0_11(path):
+    given, settings = first_rows(1)
+    given["boxes"] = given["boxes"] * 0  # poor predictions
+    floored, free = (
+        v8_detection_loss(**given, **settings, score_sum_floor=floor, path=path) for floor in (True, False)
+    )
+    former = by_hand(**given, found=free, settings=settings, floor=0.0).sum(0)
+    torch.testing.assert_close(free.items, former.float(), rtol=1e-5, atol=1e-6)
+    share = floored.items / free.items  # the sum of scores
+    assert 0 < share[1] < 0.9
+    torch.testing.assert_close(share, share[1].expand(3))
+    # Without a score to sum there is nothing to divide by.
+    given, settings = first_rows(0)
+    without = [v8_detection_loss(**given, **settings, score_sum_floor=floor, path=path).items for floor in (True, False)]
+    assert torch.equal(*without)
+
+
+@PATHS
+def test_the_pair_domain_reaches_the_assigner(path):
+    given, settings = scene(5, images=2, objects=20)
+    now, former = (
+        v8_detection_loss(**given, **settings, pair_domain=domain, path=path) for domain in ("candidates", "all")
+    )
+    assert not torch.equal(now.target_gt_idx, former.target_gt_idx)
+    torch.testing.assert_close(former.items, by_hand(**given, found=former, settings=settings).sum(0).float())
 
 
 class Made(TorchDispatchMode):
