@@ -34,7 +34,7 @@ class CaseError(ValueError):
     def __init__(self, reason: str, file: str | os.PathLike[str] | None = None):
         self.file = None if file is None else str(file)
         self.reason = reason
-        super().__init__(reason if file is None else f"{file}: {reason}")
+        super().__init__(reason if file is None else " ".join(f"{file}: {reason}".splitlines()))
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -149,6 +149,9 @@ class Case:
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read the case in the file `path`; raises CaseError as `from_bytes`."""
         try:
+            if Path(path).exists() and not Path(path).is_file():
+                # A pipe or a device may never end.
+                raise CaseError("is not a regular file", path)
             content = Path(path).read_bytes()
         except OSError as error:
             raise CaseError(f"cannot be read: {error.strerror}", path) from None

@@ -257,7 +257,7 @@ def pinned_cases() -> Iterator[tuple[str, Case]]:
     # Sides below 8, and from 8 to 16: a release that enlarged them in its input gave other targets ever after.
     yield (
         "field-u-24260-input-unchanged",
-        _scene([(8, 24, 6, 4, 1.0), (20, 12, 10, 3, 0.3)], (1, 0), near, scores, {"tiny", "tie"}),
+        _scene([(8, 24, 6, 4, 1.0), (20, 12, 10, 3, 0.3)], (1, 0), near, scores, {"tiny", "tie", "field:U#24260"}),
     )
     same = [(16, 16, 24, 10, 0.5)] * 2
     yield "identical-ground-truths", _scene(same, (0, 0), near, scores, {"identical", "tie"})
@@ -265,7 +265,7 @@ def pinned_cases() -> Iterator[tuple[str, Case]]:
     # The overlap of thin boxes was NaN, and with it every score of the image.
     needle = (16, 16, 30, 1e-3, 0.5)
     yield (
-        "field-u-10108-thin-box",
+        "thin-box",
         _scene([needle], (0,), {5: needle, 6: needle}, scores, {"thin", "tie"}),
     )
     point = (12, 12, 0, 0, 0.3)

@@ -137,7 +137,7 @@ def load(spec: OracleSpec, cache: Path | None = None) -> Oracle:
     if not _loaded:
         oracle = Oracle(**asdict(locate(spec, cache)))
         package = package_at(oracle.name, oracle.root)
-        _quieten((cache or cache_folder()) / "settings", oracle)
+        _quieten((cache or cache_folder()) / "settings", oracle, package.at_home)
         stand_in_for_torchvision(package.torchvision)
         stand_in_for_absent(package.unused)
         skip(package.skipped)
@@ -150,7 +150,7 @@ def load(spec: OracleSpec, cache: Path | None = None) -> Oracle:
     return _loaded[spec]
 
 
-def _quieten(settings: Path, oracle: Oracle) -> None:
+def _quieten(settings: Path, oracle: Oracle, at_home: bool) -> None:
     """Keep upstream off the network, the terminal and the user's home; its settings files go to the cache."""
     warnings.filterwarnings("ignore", module=rf"{oracle.name}\.")
     own = settings / f"{oracle.name}-{oracle.version}"
@@ -164,3 +164,6 @@ def _quieten(settings: Path, oracle: Oracle) -> None:
         "TRANSFORMERS_VERBOSITY": "error",
         "MPLCONFIGDIR": str(settings / "matplotlib"),
     }
+    if at_home:
+        (own / ".config").mkdir(exist_ok=True)
+        os.environ |= {"CLEANROOM_CACHE": str(settings.parent), "HOME": str(own)}

@@ -17,7 +17,8 @@ class Package:
 
     `operations`: operation -> module with `bind(tensors, settings)` and `quantities(tensors, settings)`.
     `unused`: modules that it imports and no adapter's call reaches (`reference/absent.py`); `skipped`: such ones
-    that would bring trainers and data loaders along, and are not run even where they are.
+    that would bring trainers and data loaders along, and are not run even where they are. `at_home`: it keeps its
+    settings in the user's home whatever it is told, and is given another.
     """
 
     shells: Mapping[str, tuple[str, ...]]
@@ -25,6 +26,7 @@ class Package:
     torchvision: Torchvision
     unused: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    at_home: bool = False
 
 
 def _modules(package: str, *operations: str) -> dict[str, str]:
@@ -88,6 +90,7 @@ _ULTRALYTICS_YOLO = replace(
     PACKAGES["ultralytics"],
     shells=dict.fromkeys(_FIRST, ()),
     skipped=_TRAINING + _LOADERS,
+    at_home=True,
 )
 
 

@@ -23,7 +23,7 @@ from tests.loss_faults import v8_detection_loss_no_floor as v8_divides_by_no_obj
 __all__ = ["v8_divides_by_no_objects", "v8_not_detached"]
 
 TAL, SIMOTA, HUNGARIAN, V8, BOX = "tal", "simota", "hungarian", "v8_detection_loss", "bbox_loss"
-ROTATED = "probiou"
+ROTATED, ROTATED_TAL = "probiou", "rotated_tal"
 CONTROLS = {
     TAL: "tal",
     SIMOTA: "simota",
@@ -31,6 +31,7 @@ CONTROLS = {
     V8: "v8_detection_loss",
     BOX: "bbox_loss",
     ROTATED: "probiou",
+    ROTATED_TAL: "rotated_tal",
 }
 """A candidate of each operation without a fault, written in the way of the faults where those are written out."""
 ELSEWHERE = "meta"
@@ -104,6 +105,10 @@ FAULTS = (
     ),
     Fault("U#25912", TAL, "tal_small_box_not_monotonic", DECIDED, "u-25912-small-box-size-sweep"),
     Fault("U#24260", TAL, "tal_lengthens_its_input", ("mismatch", "side effects"), "u-24260-small-box"),
+    Fault(
+        *("U#24260", ROTATED_TAL, "rotated_tal_lengthens_its_input", ("mismatch", "side effects")),
+        "u-24260-input-unchanged",
+    ),
     Fault(
         *("U#10108", ROTATED, "probiou_unguarded", ("mismatch", "")),
         *(f"u-10108-{kind}" for kind in probiou_cases.THIN),
@@ -312,6 +317,18 @@ def v8_topk2_lost(**given):
 
 def v8_device_written_down(*, scores, **given):
     return right(V8)(scores=scores + torch.zeros((), device=ELSEWHERE).expand(scores.shape[1:]), **given)
+
+
+def rotated_tal(**given):
+    return right(ROTATED_TAL)(**given)
+
+
+def rotated_tal_lengthens_its_input(*, gt_bboxes, stride, **given):
+    """Short sides are lengthened where they lie."""
+    found = right(ROTATED_TAL)(gt_bboxes=gt_bboxes, stride=stride, **given)
+    with torch.no_grad():
+        gt_bboxes[..., 2:4].clamp_(min=stride[-2:][0])
+    return found
 
 
 def probiou(**given):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cleanroom.assign._tal_terms import Geometry, Rules
-from cleanroom.rotated_overlap import GaussianTerms, gaussian_iou, gaussian_terms
+from cleanroom.rotated_overlap import PLAIN, GaussianTerms, gaussian_iou, gaussian_terms, stable_form
 
 # Regions with shorter sides (pixels) or flatter angles (sine) are no better than their rounding: they are looked for
 # among all anchors.
@@ -95,4 +95,10 @@ def _overlap(gt: GaussianTerms, prediction: GaussianTerms, rules: Rules) -> Tens
     return gaussian_iou(gt, prediction)
 
 
+def _stable_overlap(gt: GaussianTerms, prediction: GaussianTerms, rules: Rules) -> Tensor:
+    return stable_form(gt, prediction, PLAIN)
+
+
 ROTATED = Geometry(gaussian_terms, rotated_regions, _overlap, exact_bounds=False)
+# For boxes given in half: upstream's bits are those of other numbers, so that only accuracy counts.
+ROTATED_HALF = ROTATED._replace(overlap=_stable_overlap)

@@ -56,9 +56,9 @@ def assign_static(scene: Scene, rules: Rules) -> Assignment:
             as_probability(scene.scores.gather(2, columns)).mT,
             rules,
         )
-        rival = usable if rules.all_pairs else usable & contained
-        usable &= contained
-        proposed = largest(torch.where(usable, metric, 0), rules.topk) & usable
+        inside = usable & contained
+        rival = usable if rules.all_pairs else inside
+        proposed = largest(torch.where(inside, metric, 0), rules.topk) & inside
         numbers = row_index[chunk, None]
         proposals += proposed.sum(1)
         owner = torch.maximum(owner, torch.where(proposed, numbers, 0).amax(1))

@@ -14,8 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from cleanroom.assign._tal_rotated import ROTATED, enlarged
-from cleanroom.assign._tal_terms import Rules, Scene, at_least_float32
+from cleanroom.assign._tal_rotated import ROTATED, ROTATED_HALF, enlarged
+from cleanroom.assign._tal_terms import Scene, at_least_float32
 from cleanroom.assign.tal import (
     Eras,
     TaskAlignedAssigner,
@@ -55,6 +55,8 @@ def rotated_task_aligned_assign(
 ) -> TaskAlignedResult:
     """Assign rotated ground truths to anchors; nothing of size B x A x C or B x n x A is built.
 
+    Half boxes are computed with in float32, in the form without cancellation; membership is decided in their dtype.
+
     Args:
         pd_scores: (B, A, C) class probabilities.
         pd_bboxes: (B, A, 5) predicted centre x, centre y, width, height (pixels) and angle (radians); a dtype at
@@ -83,7 +85,11 @@ def rotated_task_aligned_assign(
     if gt_bboxes.shape[1] == 0:
         return without_ground_truths(pd_scores, pd_bboxes, gt_bboxes)
 
-    rules = _rules(topk, topk2, len(anc_points), alpha, beta, eps, sides)
+    half = {pd_bboxes.dtype, gt_bboxes.dtype} & {torch.float16, torch.bfloat16}
+    # What concerns boxes along the axes is not read.
+    eras = Eras(*sides, edge_round_trip=False, ciou_alpha="stable", pair_domain="candidates")
+    rules = make_rules(topk, topk2, len(anc_points), alpha, beta, eps, eras)
+    rules = replace(rules, geometry=ROTATED_HALF if half else ROTATED)
     valid = mask_gt[..., 0] != 0
     boxes = gt_bboxes
     if small_box_scope == "boxes":
@@ -119,11 +125,3 @@ class RotatedTaskAlignedAssigner(TaskAlignedAssigner):
         for name in ("edge_round_trip", "ciou_alpha", "pair_domain"):
             del self.settings[name]
         self.settings["small_box_scope"] = small_box_scope
-
-
-def _rules(
-    topk: int, topk2: int | None, anchors: int, alpha: float, beta: float, eps: float, sides: tuple[float, float]
-) -> Rules:
-    # What concerns boxes along the axes is not read.
-    eras = Eras(*sides, edge_round_trip=False, ciou_alpha="stable", pair_domain="candidates")
-    return replace(make_rules(topk, topk2, anchors, alpha, beta, eps, eras), geometry=ROTATED)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.mutation.mutant import KINDS
-from harness.mutation.plan import EXAMPLES, MutationPlan, default_oracles
-from harness.plan import Plan, RequestError
+from harness.mutation.plan import EXAMPLES, MutationPlan, Population, default_oracles, mutants_of
+from harness.mutation.sources import Sources
+from harness.plan import Plan, RequestError, parse_operations
 from harness.progress import Progress
 from harness.runfolder import RunFolder
 
@@ -23,6 +24,7 @@ SHOWN = 20
 def options(parser: argparse.ArgumentParser, count: Any) -> None:
     """The command's options; `count` reads a number."""
     parser.add_argument("--files", default="*", metavar="GLOB", help="files of cleanroom/, such as '*/tal.py'")
+    parser.add_argument("--ops", metavar="LIST", help="operations whose cases look for mutants (default: all)")
     parser.add_argument("--kind", choices=KINDS, help="semantic or syntactic (default: both)")
     parser.add_argument("--ids", metavar="LIST", help="these mutants alone")
     parser.add_argument("--sample", type=count, default=0, metavar="N", help="judge so many, spread over all")
@@ -52,11 +54,16 @@ def mutate(arguments: argparse.Namespace) -> int:
     if arguments.again and not arguments.into:
         raise RequestError("--again goes with --into DIR only")
     plan = _plan(arguments)
+    population = Population(Sources(), plan)
+    # All that may be wrong with the request is said before there is a folder.
+    count = len(population.tried) + len(population.unmatched)
+    if not count:
+        raise RequestError(f"--kind {arguments.kind}: --files {plan.files!r} has no such mutant")
     folder, run = _opened(arguments, plan)
     progress = Progress()
     try:
         whole = Plan.from_json(run["settings"]) if run.get("kind", "run") == "run" else None
-        summary = execute(plan, folder, whole, progress, again=arguments.again)
+        summary = execute(population, folder, whole, progress, again=arguments.again)
         _tell(folder)
     finally:
         progress.stop()
@@ -74,6 +81,7 @@ def _plan(arguments: argparse.Namespace) -> MutationPlan:
         raise RequestError(f"--workers {workers}: at most {MOST_WORKERS}, each takes a process an oracle")
     return MutationPlan(
         oracles=default_oracles(),
+        operations=parse_operations(arguments.ops),
         files=arguments.files,
         kinds=(arguments.kind,) if arguments.kind else KINDS,
         ids=tuple(part.strip() for part in (arguments.ids or "").split(",") if part.strip()),
@@ -100,8 +108,6 @@ def _opened(arguments: argparse.Namespace, plan: MutationPlan) -> tuple[RunFolde
 
 def _show(wanted: str, files: str) -> int:
     from harness.gate import HOLDS_ALL
-    from harness.mutation.plan import mutants_of
-    from harness.mutation.sources import Sources
 
     sources = Sources()
     for mutant in mutants_of(sources, files):

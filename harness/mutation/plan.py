@@ -24,6 +24,7 @@ class MutationPlan:
     """Which mutants are judged, and by how much of the gate."""
 
     oracles: tuple[str, ...]
+    operations: tuple[str, ...] = NAMES
     files: str = "*"
     kinds: tuple[str, ...] = KINDS
     ids: tuple[str, ...] = ()
@@ -50,7 +51,12 @@ class MutationPlan:
     def pairs(self) -> list[tuple[str, str]]:
         """(operation, oracle) pairs in which the oracle has the operation."""
         packages = {oracle: reference.OracleSpec.parse(oracle).name for oracle in self.oracles}
-        return [(name, own) for own in self.oracles for name in NAMES if packages[own] in declaration(name).upstreams]
+        return [
+            (name, own)
+            for own in self.oracles
+            for name in self.operations
+            if packages[own] in declaration(name).upstreams
+        ]
 
 
 @dataclass(frozen=True)

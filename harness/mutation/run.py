@@ -10,7 +10,7 @@ from typing import Any
 from harness.mutation import equivalents
 from harness.mutation.gate import Gate
 from harness.mutation.mutant import Mutant
-from harness.mutation.plan import MutationPlan, Population
+from harness.mutation.plan import Population
 from harness.mutation.zygote import ZygoteFailed
 from harness.plan import Plan
 from harness.progress import Progress
@@ -21,12 +21,9 @@ JOURNAL = "mutants"
 
 
 def execute(
-    plan: MutationPlan, folder: RunFolder, run_plan: Plan | None, progress: Progress, *, again: bool = False
+    population: Population, folder: RunFolder, run_plan: Plan | None, progress: Progress, *, again: bool = False
 ) -> dict[str, Any]:
     """Judge what the folder has no verdict of (with `again`, survivors too), then write frames, summary and report."""
-    from harness.mutation.sources import Sources
-
-    population = Population(Sources(), plan)
     interrupted, lost = False, ()
     try:
         _judge(population, folder, progress, again)

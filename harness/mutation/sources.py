@@ -78,12 +78,13 @@ def _imported(text: str) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    by_name = {"harness.operations.operation", "harness.operations.NAMES"} & found
     for name in list(found):
         parts = name.split(".")
         found |= {".".join(parts[:end]) for end in range(1, len(parts))}
-    if "harness.operations" in found:
+    if by_name:
         folder = PROJECT / "harness/operations"
-        found |= {f"harness.operations.{file.stem}" for file in folder.glob("*.py") if file.stem != "__init__"}
+        found |= {f"harness.operations.{file.stem}" for file in folder.glob("*.py")}
     return found
 
 

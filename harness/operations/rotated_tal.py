@@ -26,6 +26,7 @@ PADDING_LABELS_SINCE = (8, 4, 134)
 EMPTY_BATCH_SINCE = (8, 4, 155)
 #: A release that enlarges boxes in its input gives other sides back.
 KEPT_COLUMNS = (0, 1, 4)
+LONG_SIDE = 4
 
 
 def _options(version: str) -> dict[str, Any]:
@@ -103,18 +104,15 @@ def _covariance(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return width * cosine**2 + height * sine**2, width * sine**2 + height * cosine**2, (width - height) * cosine * sine
 
 
+def _long_sides(case: Case) -> bool:
+    """Sides beside whose determinants an epsilon vanishes."""
+    boxes = case.tensors["gt_bboxes"][case.tensors["mask_gt"][..., 0] != 0], case.tensors["pd_bboxes"]
+    return all(bool((box[..., 2:4].abs() >= LONG_SIDE).all()) for box in boxes)
+
+
 def _lengths(name: str) -> slice:
     """All columns but the angle."""
     return slice(None) if name == "anc_points" else slice(0, 4)
-
-
-BROAD = 2.0
-
-
-def _broad(case: Case) -> bool:
-    """Sides beside whose variances an epsilon vanishes, also in the sixth power of an overlap."""
-    sides = (case.tensors[name][..., 2:4] for name in ("pd_bboxes", "gt_bboxes"))
-    return all(bool((some >= BROAD).all()) for some in sides)
 
 
 OPERATION = Operation(
@@ -151,8 +149,8 @@ OPERATION = Operation(
             {name: _lengths(name) for name in ("pd_bboxes", "anc_points", "gt_bboxes")},
             settings=("stride",),
             outputs={"target_bboxes": slice(0, 4)},
+            fits=_long_sides,
             exact=False,
-            fits=_broad,
         ),
         margins=Margins(
             quantities, era={"small_box": "min_side", "small_box_scope": "membership"}, restore=tal_background

@@ -129,10 +129,8 @@ def _scene(evidence: Evidence) -> Scene:
     value_noise = value_noise + 4 * ulp(value, dtype).clamp(min=torch.finfo(dtype).eps)
     score = _own_class_scores(tensors)
     score_noise = ulp(score, tensors["pd_scores"].dtype)
-    maybe, surely = (
-        valid & (side > MEMBERSHIP_MARGIN - side_noise),
-        valid & (side > MEMBERSHIP_MARGIN + side_noise),
-    )
+    margin = 0.0 if _rotated(tensors) else MEMBERSHIP_MARGIN
+    maybe, surely = valid & (side > margin - side_noise), valid & (side > margin + side_noise)
     low, high = (value - value_noise).clamp(min=0), torch.where(value > 0, value + value_noise, value_noise)
     exact_zero = (value == 0) & (value_noise <= 8 * torch.finfo(dtype).eps)
     high = torch.where(exact_zero, torch.zeros_like(high), high)

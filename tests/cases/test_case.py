@@ -144,8 +144,46 @@ def with_record(record) -> bytes:
     return struct.pack("<Q", len(text)) + text + good[8 + length :]
 
 
+def with_header(change) -> bytes:
+    """A safetensors file whose header `change` has changed, its record with it if it likes."""
+    good = make().to_bytes()
+    length = int.from_bytes(good[:8], "little")
+    header = json.loads(good[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + good[8 + length :]
+
+
+def tensor(name, **changes) -> bytes:
+    return with_header(lambda header: header[name].update(changes))
+
+
+def twice(key) -> bytes:
+    """The record with a key that stands in it twice, the second time as a list."""
+    content = make().to_bytes()
+    length = int.from_bytes(content[:8], "little")
+    record = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["case"])
+    return with_record(json.dumps(record)[:-1] + f', "{key}": []}}')
+
+
 GOOD = make().to_bytes()
 HOSTILE = {
+    "shape is negative": (tensor("one", shape=[-1, -4]), "not a safetensors file"),
+    "shape is huge": (tensor("one", shape=[2**40, 2**40]), "not a safetensors file"),
+    "shape is more than the bytes": (tensor("one", shape=[2]), "not a safetensors file"),
+    "shape is fractional": (tensor("one", shape=[1.5]), "not a safetensors file"),
+    "offsets overlap": (tensor("one", data_offsets=[0, 4]), "not a safetensors file"),
+    "offsets go backwards": (tensor("one", data_offsets=[8, 4]), "not a safetensors file"),
+    "offsets leave the file": (tensor("one", data_offsets=[2**50, 2**50 + 4]), "not a safetensors file"),
+    "dtype is unknown": (tensor("one", dtype="F128"), "not a safetensors file"),
+    "dtype is not stored": (tensor("gt_labels", dtype="U64"), "unsupported dtype|not a safetensors file"),
+    "metadata are a list": (with_header(lambda header: header.update(__metadata__=["case"])), "not a safetensors file"),
+    "header is no text": (struct.pack("<Q", 4) + b"\xff\xfe\x00\x01", "not a safetensors file"),
+    "settings twice": (twice("settings"), "no dict 'settings'"),
+    "operation is another": (with_record({"operation": "simota"}), "digest"),
+    "settings nested deeply": (with_record('{"settings": ' + '{"a":' * 50_000 + "1" + "}" * 50_001), "not JSON"),
+    "setting is NaN": (with_record({"settings": {"eps": float("nan")}}), "not JSON"),
+    "number of many digits": (with_record('{"settings": {"topk": ' + "1" * 5000 + "}}"), "not JSON"),
     "empty": (b"", "not a safetensors file"),
     "text": (b"hello, this is no case at all", "not a safetensors file"),
     "truncated": (GOOD[:-3], "not a safetensors file"),
@@ -175,6 +213,22 @@ def test_a_damaged_or_hostile_file_is_refused_with_its_name_and_the_reason(tmp_p
     assert str(file) in str(caught.value)
 
 
+def test_a_name_with_markup_and_lines_stays_on_one_line(tmp_path):
+    file = tmp_path / "<b>a\nb<i>.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(CaseError) as caught:
+        Case.load(file)
+    assert caught.value.file == str(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pipe_or_a_device_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    for file in (tmp_path / "pipe.safetensors", Path(os.devnull)):
+        with pytest.raises(CaseError, match="is not a regular file"):
+            Case.load(file)
+
+
 def test_files_that_are_no_cases_are_refused(tmp_path):
     save_file({"a": torch.zeros(2)}, tmp_path / "weights.safetensors")
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors", metadata={"format": "pt"})
@@ -183,7 +237,7 @@ def test_files_that_are_no_cases_are_refused(tmp_path):
             Case.load(tmp_path / name)
     with pytest.raises(CaseError, match="cannot be read"):
         Case.load(tmp_path / "missing.safetensors")
-    with pytest.raises(CaseError, match="cannot be read"):
+    with pytest.raises(CaseError, match="is not a regular file"):
         Case.load(tmp_path)
 
 

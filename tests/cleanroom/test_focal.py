@@ -31,6 +31,8 @@ def test_varifocal_worked_example():
 
 def test_varifocal_of_former_releases_is_a_plain_sum():
     assert varifocal_loss(*given(), vfl_reduction="sum").item() == pytest.approx(10.50511, abs=1e-5)
+    flat = (tensor.flatten() for tensor in given())
+    assert varifocal_loss(*flat, vfl_reduction="sum").item() == pytest.approx(10.50511, abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -240,12 +240,16 @@ def test_who_may_win_a_conflict(path, era, row, score):
 
 
 def test_among_all_pairs_padding_wins_too_but_proposes_nothing(path):
-    arguments = conflict([1.0, 1.0, 0.0])
-    result = task_aligned_assign(*arguments, topk=2, **TRAINER, **VERSION_8_0, path=path)
-    assert result.gt_index[0, 5] == 2
     # Row 2 contains 10 and 15, which nobody else does.
-    assert result.foreground[0].nonzero()[:, 0].tolist() == [0, 5]
-    assert not task_aligned_assign(*conflict([1.0, 0.0, 0.0]), topk=2, **TRAINER, **VERSION_8_0).gt_index.any()
+    real, padded = (
+        task_aligned_assign(*conflict([1.0, 1.0, last]), topk=1, **TRAINER, **VERSION_8_0, path=path)
+        for last in (1.0, 0.0)
+    )
+    assert real.foreground[0].nonzero()[:, 0].tolist() == [5, 10]
+    assert padded.foreground[0].nonzero()[:, 0].tolist() == [5]
+    assert padded.gt_index[0, 5] == 2
+    alone = task_aligned_assign(*conflict([1.0, 0.0, 0.0]), topk=1, **TRAINER, **VERSION_8_0, path=path)
+    assert alone.gt_index[0, 5] == 0  # nobody contests it
 
 
 def test_among_all_pairs_equals_go_to_the_lowest_row(path):
@@ -257,10 +261,10 @@ def test_among_all_pairs_equals_go_to_the_lowest_row(path):
     assert (result.scores == 0).all()
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_paths_agree_among_all_pairs(seed):
-    arguments = list(scene(seed))
-    arguments[3] = arguments[3].clamp(min=0)
+    arguments = list(scene(seed, rows=40))
+    arguments[1] = arguments[1] + 8  # predictions lie between boxes
     sparse, static = (task_aligned_assign(*arguments, topk=5, **TRAINER, **VERSION_8_0, path=path) for path in PATHS)
     assert all(torch.equal(ours, other) for ours, other in zip(sparse, static, strict=True))
     candidates_only = task_aligned_assign(*arguments, topk=5, **TRAINER, **VERSION_8_1)

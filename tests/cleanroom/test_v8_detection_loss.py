@@ -598,7 +598,9 @@ def test_the_score_sum_has_a_floor_since_8_0_11(path):
     torch.testing.assert_close(share, share[1].expand(3))
     # Without a score to sum there is nothing to divide by.
     given, settings = first_rows(0)
-    without = [v8_detection_loss(**given, **settings, score_sum_floor=floor, path=path).items for floor in (True, False)]
+    without = [
+        v8_detection_loss(**given, **settings, score_sum_floor=floor, path=path).items for floor in (True, False)
+    ]
     assert torch.equal(*without)
 
 

@@ -6,7 +6,7 @@ from torch.nn import functional
 from cleanroom.boxes import bbox_iou
 
 
-def by_hand(boxes, scores, batch_idx, cls, bboxes, *, found, settings, ignore=None):
+def by_hand(boxes, scores, batch_idx, cls, bboxes, *, found, settings, ignore=None, floor=1.0):
     """(B, 3) terms of each image, gains in, not times B, under the decisions of `found`; yolo_losses.md, section 3.
 
     Differentiable by `boxes` and `scores`; decisions and target scores are constants.
@@ -31,7 +31,7 @@ def by_hand(boxes, scores, batch_idx, cls, bboxes, *, found, settings, ignore=No
     value = target_values(found, predicted.detach() * strides, truths, scores.detach(), labels)
     kept = torch.ones(images, anchors) if ignore is None else (~ignore).double()
     value = value * kept
-    total = value.sum().clamp(min=1)
+    total = value.sum().clamp(min=floor)
 
     target = torch.zeros(images, anchors, classes, dtype=torch.float64)
     target.scatter_(2, labels.clamp(min=0)[..., None], value[..., None])

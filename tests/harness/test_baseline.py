@@ -87,7 +87,7 @@ def run(tmp_path):
     """A finished run with the given measurements."""
 
     def make(*changes):
-        told = {"commit": "0" * 40, "started": "2026-01-01", "versions": {"torch": "2.13.0"}, "finished": "2026-01-01"}
+        told = {"commit": "0" * 40, "started": "2026-01-01", "versions": {"torch": "2.13.0"}, "settings": {}}
         folder = RunFolder.create(tmp_path / f"run{len(list(tmp_path.iterdir()))}", told)
         folder.append("measurements", [{**ROW, **change} for change in changes])
         folder.write_frames({})

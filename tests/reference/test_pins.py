@@ -1,5 +1,7 @@
 import pytest
 
+from harness import oracles
+from harness.plan import parse_oracles
 from reference.errors import RequestError
 from reference.pins import OracleSpec, find_pin, read_pins
 
@@ -17,6 +19,13 @@ def test_a_negative_control_says_what_is_wrong_with_it():
     controls = {key: pin.control for key, pin in read_pins().items() if pin.control}
     assert controls == {"ultralytics==8.0.100": "N by N broadcast in the box loss"}
     assert find_pin("ultralytics==8.0.100").archive == "ultralytics-8.0.100-py3-none-any.whl"
+
+
+def test_pins_of_eras_are_for_the_matrix_alone():
+    eras = {key for key, pin in read_pins().items() if pin.matrix}
+    assert eras == {f"ultralytics=={version}" for version in ("8.4.127", "8.3.253", "8.0.0")} | {"transformers==4.57.6"}
+    assert not eras & set(oracles.pins())
+    assert parse_oracles("ultralytics==8.0.0", []) == ("ultralytics==8.0.0",)
 
 
 @pytest.mark.parametrize("text", ["ultralytics==8.4.190", "transformers=installed"])
@@ -61,6 +70,8 @@ def test_a_wrong_spec_is_explained(text, complaints):
         ('[oracles]\n"a==1" = "a.whl"', "a==1 must have exactly"),
         (f'[oracles]\n"a==1" = {{ archive = "a.whl", sha256 = "{HASH}", kind = 1 }}', "must have exactly"),
         (f'[oracles]\n"a==1" = {{ archive = "a.whl", sha256 = "{HASH}", control = "" }}', "must say what is wrong"),
+        (f'[oracles]\n"a==1" = {{ archive = "a.whl", sha256 = "{HASH}", matrix = false }}', "must be true, or absent"),
+        (f'[oracles]\n"a==1" = {{ archive = "a.whl", sha256 = "{HASH}", matrix = "yes" }}', "must be true, or absent"),
         (f'[oracles]\n"a==1" = {{ archive = "a.zip", sha256 = "{HASH}" }}', "archive 'a.zip' is not"),
         (f'[oracles]\n"a==1" = {{ archive = "../a.whl", sha256 = "{HASH}" }}', "archive '../a.whl' is not"),
         ('[oracles]\n"a==1" = { archive = "a.whl", sha256 = "ABC" }', "sha256 'ABC' is not 64"),
