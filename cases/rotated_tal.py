@@ -43,6 +43,7 @@ def cases(
     topk2: bool = True,
     padding_labels: bool = True,
     empty_batch: bool = True,
+    wider_truths: bool = False,
 ) -> Case:
     """Draw a case in one of `dtypes`; the options are those of `cases.tal.cases`."""
     pick = drawn(draw)
@@ -63,7 +64,7 @@ def cases(
     alpha, beta = pick.choice(EXPONENTS)
     settings = settings_of(scene, topk, None if second is None else min(second, anchors), alpha, beta)
     case = build(scene, dtype, layout, turn, settings, f"drawn:rotated_tal/{STRATEGY_VERSION}")
-    return perhaps(pick, FLAWS, case)
+    return perhaps(pick, [flaw for flaw in FLAWS if not (wider_truths and flaw.name == tal.WIDER)], case)
 
 
 def from_labels(images: Sequence[LabelImage], stage: str, seed: int, dtype: str = "float32", **_release: bool) -> Case:

@@ -1,7 +1,8 @@
 """The stored baseline: what a candidate's time and memory were, measured against the same upstream.
 
 A ratio of two ratios: upstream is timed in the same pairs, then and now, so that a machine that became slower changes
-neither. Rows are compared only where device and threads are those of the baseline.
+neither, except where caches and vector units differ: rows are compared only where device, its name and threads are
+those of the baseline.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ FILE = Path(__file__).with_name("baseline.json")
 STORED, NONE = "stored", "none"
 """What `--baseline` says for the project's own file, and for no comparison."""
 FORMAT = 1
-WHERE = ("operation", "oracle", "candidate", "workload", "direction", "device", "threads")
+WHERE = ("operation", "oracle", "candidate", "workload", "direction", "device", "device_name", "threads")
 
 
 class BaselineError(ValueError):
@@ -41,6 +42,7 @@ class Row:
     workload: str
     direction: str
     device: str
+    device_name: str
     threads: int
     speedup: float
     speedup_low: float
@@ -95,7 +97,7 @@ def store(folder: RunFolder, file: Path = FILE) -> str:
     Raises BaselineError where the run measured nothing that can be judged.
     """
     run = folder.read_json("run.json")
-    new = {row.where: row for row in _judged(folder.frame("measurements"))}
+    new = {row.where: row for row in _judged(folder.frame("measurements"), run["device_name"])}
     if not new:
         raise BaselineError(f"{folder.path}: no measurement of a built-in candidate that can be judged")
     old = read(file) if file.exists() else {}
@@ -106,10 +108,11 @@ def store(folder: RunFolder, file: Path = FILE) -> str:
     return f"{file}: {len(new)} rows of this run, {len(old.keys() - new.keys())} kept of before\n"
 
 
-def _judged(measurements: pd.DataFrame) -> list[Row]:
+def _judged(measurements: pd.DataFrame, device_name: str) -> list[Row]:
     return [
         Row(
-            **{name: row[name] for name in WHERE[:-1]},
+            **{name: row[name] for name in WHERE if name in row and name != "threads"},
+            device_name=device_name,
             threads=int(row["threads"]),
             **{name: round(row[name], 4) for name in ("speedup", "speedup_low", "speedup_high")},
             peak_bytes=int(row["peak_bytes_candidate"]),
@@ -119,10 +122,10 @@ def _judged(measurements: pd.DataFrame) -> list[Row]:
     ]
 
 
-def bars(measurements: pd.DataFrame, stored: Mapping[tuple[Any, ...], Row]) -> list[Bar]:
+def bars(measurements: pd.DataFrame, stored: Mapping[tuple[Any, ...], Row], device_name: str) -> list[Bar]:
     """A bar on speed and one on memory for every row that the baseline has: an ambiguous timing never falls."""
     noise, found = thresholds()["baseline"], []
-    for row in _judged(measurements):
+    for row in _judged(measurements, device_name):
         before = stored.get(row.where)
         if before is None:
             continue
@@ -149,14 +152,14 @@ def bars(measurements: pd.DataFrame, stored: Mapping[tuple[Any, ...], Row]) -> l
     return found
 
 
-def said(measurements: pd.DataFrame, stored: Mapping[tuple[Any, ...], Row]) -> str:
+def said(measurements: pd.DataFrame, stored: Mapping[tuple[Any, ...], Row], device_name: str) -> str:
     """Why rows were not compared, in a sentence; "" where all were or there was nothing to compare."""
-    judged = _judged(measurements)
+    judged = _judged(measurements, device_name)
     without = [row for row in judged if row.where not in stored]
     if not without:
         return ""
-    threads = sorted({row.threads for row in judged})
+    threads = "/".join(map(str, sorted({row.threads for row in judged})))
     return (
         f"{len(without)} of {len(judged)} timings have no row in the stored baseline "
-        f"(device {judged[0].device}, {'/'.join(map(str, threads))} threads) and were not compared with it."
+        f"(device {judged[0].device}, {device_name}, {threads} threads) and were not compared with it."
     )

@@ -44,7 +44,8 @@ def summarise(
     operations = _operations(verdicts)
     bars = [*_tie_bars(verdicts), *_tried_bars(verdicts, plan), *_measured_bars(measurements)]
     stored = baseline.chosen(plan.baseline) if plan and len(measurements) else {}
-    bars += baseline.bars(measurements, stored)
+    device_name = folder.read_json("run.json").get("device_name", "")
+    bars += baseline.bars(measurements, stored, device_name)
     bars += [bar for name, frame in more.items() for bar in MORE[name].bars(frame)]
     if plan and plan.parity and plan.relations and not interrupted:
         bars += relations.untried(folder.frame("relations"), plan)
@@ -65,7 +66,7 @@ def summarise(
         "passed": passed,
         "failed": failed,
         "exit_code": code,
-        "baseline": baseline.said(measurements, stored) if plan and plan.baseline != baseline.NONE else "",
+        "baseline": baseline.said(measurements, stored, device_name) if plan and plan.baseline != baseline.NONE else "",
         "sentence": " ".join([*own, *(MORE[name].sentence(frame) for name, frame in more.items())]),
         "lost": list(lost),
         "gate": [vars(bar) for bar in bars],

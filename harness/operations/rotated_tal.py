@@ -24,6 +24,8 @@ COPY_SINCE = (8, 4, 39)
 MIN_SIDE_SINCE = (8, 4, 128)
 PADDING_LABELS_SINCE = (8, 4, 134)
 EMPTY_BATCH_SINCE = (8, 4, 155)
+#: Before, a lone pair of a box and an anchor is written whatever its dtype: 8.3.253 and 8.4.127 do, 8.4.190 refuses.
+WIDER_TRUTHS_UNTIL = (8, 4, 190)
 #: A release that enlarges boxes in its input gives other sides back.
 KEPT_COLUMNS = (0, 1, 4)
 LONG_SIDE = 4
@@ -34,6 +36,7 @@ def _options(version: str) -> dict[str, Any]:
         "topk2": release(version) >= TOPK2_SINCE,
         "padding_labels": release(version) >= PADDING_LABELS_SINCE,
         "empty_batch": release(version) >= EMPTY_BATCH_SINCE,
+        "wider_truths": release(version) < WIDER_TRUTHS_UNTIL,
     }
 
 

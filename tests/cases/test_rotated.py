@@ -45,7 +45,7 @@ def test_every_flaw_can_be_made_and_leaves_the_case_alone(draw, operation):
 def test_older_releases_are_spared_what_they_do_not_know(draw):
     older = draw("probiou", floor=False)
     assert all(probiou.allows(case, floor=False) and not case.settings["floor"] for case in older)
-    options = {"topk2": False, "padding_labels": False, "empty_batch": False}
+    options = {"topk2": False, "padding_labels": False, "empty_batch": False, "wider_truths": True}
     older = draw("rotated_tal", **options)
     assert all(rotated_tal.allows(case, **options) for case in older)
     assert not all(rotated_tal.allows(case, **options) for case in draw("rotated_tal"))

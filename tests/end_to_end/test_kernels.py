@@ -18,7 +18,7 @@ KERNELS = [name for name in NAMES if "triton" in operation(name).candidates]
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_hold(harness_run, name):
     run = harness_run(
-        "--ops", name, "--backends", "triton", "--oracles", ORACLES, "--examples", "8", "--shrink-seconds", "0",
+        "--ops", name, "--backends", "triton", "--oracles", ORACLES, "--examples", "4", "--shrink-seconds", "0",
         "--workloads", "coco-b1", "--time-limit", "120",
     )  # fmt: skip
     # A share of a few cases says nothing: the caps of ties are for runs of hundreds.

@@ -138,9 +138,12 @@ def test_a_failing_case_is_shrunk_saved_and_replayed(harness_run, capsys):
 
 @pytest.mark.oracle
 @pytest.mark.skipif(not LABELS.exists(), reason="the real label sets lie beside the project, not in it")
-@pytest.mark.parametrize("operation", ["tal", "simota", "hungarian"])
-def test_real_labels_hold(harness_run, operation):
-    run = harness_run("--ops", operation, "--examples", "0", "--labels", str(LABELS), "--no-bench", "--workers", "2")
+@pytest.mark.parametrize(
+    ("operation", "oracle"),
+    [("tal", "ultralytics==8.4.190"), ("simota", "yolox==0.3.0"), ("hungarian", "transformers==5.23.0")],
+)
+def test_real_labels_hold(harness_run, operation, oracle):
+    run = harness_run("--ops", operation, "--oracles", oracle, "--examples", "0", "--labels", str(LABELS), "--no-bench")
     assert run.code == 0
     assert all(row["mismatch"] == 0 for row in run.summary["operations"])
     assert all(row["cases"] >= 39 for row in run.summary["operations"])

@@ -11,6 +11,7 @@ from harness.bars.bar import thresholds
 from harness.operations import NAMES
 from harness.runfolder import RunFolder
 
+HERE = "AMD EPYC"
 NOISE = thresholds()["baseline"]
 ROW = {
     "operation": "tal",
@@ -33,11 +34,11 @@ def rows(*changes):
 
 
 def stored(*changes):
-    return {row.where: row for row in baseline._judged(rows(*changes))}
+    return {row.where: row for row in baseline._judged(rows(*changes), HERE)}
 
 
 def fallen(now, before=({},)):
-    return [bar.bar.split()[0] for bar in baseline.bars(rows(now), stored(*before)) if not bar.ok]
+    return [bar.bar.split()[0] for bar in baseline.bars(rows(now), stored(*before), HERE) if not bar.ok]
 
 
 def slower(share, width=0.01):
@@ -46,7 +47,7 @@ def slower(share, width=0.01):
 
 
 def test_the_same_again_holds():
-    assert [bar.ok for bar in baseline.bars(rows({}), stored({}))] == [True, True]
+    assert [bar.ok for bar in baseline.bars(rows({}), stored({}), HERE)] == [True, True]
 
 
 def test_a_slowdown_beyond_the_noise_falls_and_one_within_it_does_not():
@@ -61,8 +62,8 @@ def test_an_interval_that_reaches_into_the_noise_never_falls():
 
 @pytest.mark.parametrize("verdict", ["too-few-pairs", "disturbed"])
 def test_what_cannot_be_judged_is_not_compared(verdict):
-    assert baseline.bars(rows({**slower(0.1), "verdict": verdict}), stored({})) == []
-    assert baseline.said(rows({"verdict": verdict}), {}) == ""
+    assert baseline.bars(rows({**slower(0.1), "verdict": verdict}), stored({}), HERE) == []
+    assert baseline.said(rows({"verdict": verdict}), {}, HERE) == ""
 
 
 def test_a_grown_peak_falls():
@@ -74,12 +75,17 @@ def test_a_grown_peak_falls():
 @pytest.mark.parametrize("other", [{"threads": 8}, {"device": "cuda"}, {"workload": "coco-b1"}])
 def test_rows_without_a_stored_one_are_said_and_not_compared(other):
     now = rows({**slower(0.1), **other}, {})
-    assert [bar.ok for bar in baseline.bars(now, stored({}))] == [True, True]
-    assert baseline.said(now, stored({})).startswith("1 of 2 timings have no row in the stored baseline")
+    assert [bar.ok for bar in baseline.bars(now, stored({}), HERE)] == [True, True]
+    assert baseline.said(now, stored({}), HERE).startswith("1 of 2 timings have no row in the stored baseline")
+
+
+def test_another_machine_is_said_and_not_compared():
+    assert baseline.bars(rows(slower(0.1)), stored({}), "another") == []
+    assert "(device cpu, another, 2 threads)" in baseline.said(rows({}), stored({}), "another")
 
 
 def test_a_candidate_that_is_plugged_in_is_not_compared():
-    assert baseline.bars(rows({"candidate": "mine"}), stored({})) == []
+    assert baseline.bars(rows({"candidate": "mine"}), stored({}), HERE) == []
 
 
 @pytest.fixture
@@ -88,6 +94,7 @@ def run(tmp_path):
 
     def make(*changes):
         told = {"commit": "0" * 40, "started": "2026-01-01", "versions": {"torch": "2.13.0"}, "settings": {}}
+        told["device_name"] = HERE
         folder = RunFolder.create(tmp_path / f"run{len(list(tmp_path.iterdir()))}", told)
         folder.append("measurements", [{**ROW, **change} for change in changes])
         folder.write_frames({})
