@@ -61,7 +61,7 @@ def summarise(
     else:
         code = FELL if failed else HOLDS_ALL
     # A folder of `mutate` or `matrix` alone is spoken for by their own sentences, unless it did not come that far.
-    own = [] if more and plan is None and code in {HOLDS_ALL, FELL} else [_sentence(operations, failed, code, lost)]
+    own = [] if more and plan is None and code in {HOLDS_ALL, FELL} else [_sentence(operations, failed, code, lost, plan)]
     return {
         "passed": passed,
         "failed": failed,
@@ -196,12 +196,16 @@ def _measurements(measurements: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _sentence(operations: list[dict[str, Any]], failed: int, code: int, lost: tuple[str, ...]) -> str:
+def _sentence(
+    operations: list[dict[str, Any]], failed: int, code: int, lost: tuple[str, ...], plan: Plan | None
+) -> str:
     cases = sum(row["cases"] for row in operations)
     names, oracles = ({row[key] for row in operations} for key in ("operation", "oracle"))
     tried = f"{_count(cases, 'case')} of {_count(len(names), 'operation')} against {_count(len(oracles), 'oracle')}"
     if code == NOTHING_TRIED:
         return "Nothing was tried."
+    if code == INTERRUPTED and plan is None:
+        return "The run was interrupted; continue it with --into."
     if code == INTERRUPTED:
         return f"The run was interrupted after {tried}; continue it with --resume."
     if code == INCOMPLETE:

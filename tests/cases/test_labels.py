@@ -1,11 +1,13 @@
 """Real labels are read as a trainer reads them; what is malformed is refused with file, record and reason."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
+from cases import labels as reading
 from cases.labels import LabelError, read_labels
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -211,3 +213,23 @@ def test_empty_and_missing_sets_are_refused(tmp_path):
             read_labels(path)
         assert caught.value.file == str(path)
         assert reason in caught.value.reason
+
+
+def test_sets_that_would_take_all_memory_are_refused(tmp_path, monkeypatch):
+    folder = yolo(tmp_path, {"a.txt": "0 0.5 0.5 0.1 0.1\n" * 4 + "2 0.5 0.5 0.1 0.1\n"})
+    assert len(read_labels(folder).images[0].boxes) == 5
+    for limit, record, reason in (
+        ("MOST_CLASSES", "", "3 classes are more than 2"),
+        ("MOST_BOXES", "a", "5 boxes in an image are more than 2"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(reading, limit, 2)
+            with pytest.raises(LabelError) as caught:
+                read_labels(folder)
+        assert (caught.value.record, caught.value.reason) == (record, reason)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "instances.json")
+    with pytest.raises(LabelError, match="is not a regular file"):
+        read_labels(tmp_path / "instances.json")

@@ -94,12 +94,21 @@ def test_too_many_tied_decisions_fall(gate):
     assert fallen(gate([{"verdict": "tie", "tied_decisions": 90}] + [{}] * 39)) == ["tied"]
 
 
-def test_nothing_tried_interrupted_and_lost_are_not_passes(gate, tmp_path):
+def test_nothing_tried_is_no_pass(gate):
     assert gate()["exit_code"] == NOTHING_TRIED
 
 
-def test_an_interrupted_run_says_so(gate):
-    assert gate([{}] * 40, interrupted=True)["exit_code"] == INTERRUPTED
+def test_an_interrupted_run_says_so_and_how_it_goes_on(gate, tmp_path):
+    summary = gate([{}] * 40, interrupted=True)
+    assert summary["exit_code"] == INTERRUPTED
+    assert summary["sentence"].endswith("continue it with --resume.")
+    added = RunFolder.create(tmp_path / "mutants", {})
+    added.write_frames({})
+    summary = summarise(added, None, interrupted=True)
+    assert (summary["exit_code"], summary["sentence"]) == (
+        INTERRUPTED,
+        "The run was interrupted; continue it with --into.",
+    )
 
 
 def test_a_shard_that_never_started_makes_the_run_incomplete(gate):
