@@ -61,7 +61,8 @@ def summarise(
     else:
         code = FELL if failed else HOLDS_ALL
     # A folder of `mutate` or `matrix` alone is spoken for by their own sentences, unless it did not come that far.
-    own = [] if more and plan is None and code in {HOLDS_ALL, FELL} else [_sentence(operations, failed, code, lost, plan)]
+    silent = more and plan is None and code in {HOLDS_ALL, FELL}
+    own = [] if silent else [_sentence(operations, failed, code, lost, plan)]
     return {
         "passed": passed,
         "failed": failed,
