@@ -177,6 +177,13 @@ def test_bounds_hold_every_point_inside(dtype):
         assert between.sum() < 40 * inside.sum()
 
 
+def test_a_side_whose_products_are_zero_has_no_bounds():
+    region = rotated_regions(torch.tensor([[0.0, 0, 1e-44, 20, 0]]), RULES)
+    assert region.contains(torch.tensor([0.03]), torch.tensor([1.0])).item()
+    left, _, right, _ = region.bounds()
+    assert left < 0.03 < right
+
+
 def test_enlarged_boxes_are_new_ones():
     boxes = torch.tensor([[8.0, 24, 6, 20, 1]])
     sides = enlarged(boxes, Rules(1, 1, 1.0, 6.0, 1e-9, 8.0, 16.0, False, "stable"))
