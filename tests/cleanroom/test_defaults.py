@@ -6,7 +6,7 @@ import inspect
 import pytest
 
 from cleanroom import anchors, box_iou, codecs, overlap
-from cleanroom.assign import hungarian, matching_cost, simota, tal
+from cleanroom.assign import hungarian, matching_cost, rotated_tal, simota, tal
 from cleanroom.assign._matching_checks import INFEASIBLE, INVALID, SOLVED
 from cleanroom.losses import (
     _query_class,
@@ -38,6 +38,8 @@ DEFAULTS = {
     (simota, "SimOTAAssigner"): SIMOTA,
     (tal, "task_aligned_assign"): TAL,
     (tal, "TaskAlignedAssigner"): TAL | {"num_classes": 80},
+    (rotated_tal, "rotated_task_aligned_assign"): TAL,
+    (rotated_tal, "RotatedTaskAlignedAssigner"): TAL | {"num_classes": 80},
     (box_iou, "bbox_iou"): {"eps": 1e-7},
     (codecs, "dist2bbox"): {"dim": -1},
     (_query_class, "class_sums"): {"scale": 1.0},
@@ -78,7 +80,8 @@ def test_defaults(module, name):
     }
     # Called with nothing useful, so that `harness mutate` sees whose defaults these are.
     with contextlib.suppress(Exception):
-        function(*(None for value in parameters.values() if value.default is value.empty))
+        required = [name for name, value in parameters.items() if value.default is value.empty]
+        function(**dict.fromkeys(required))
     assert numbers == DEFAULTS[module, name]
 
 

@@ -247,3 +247,10 @@ def test_compiles_in_one_graph():
     compiled = torch.compile(assign, fullgraph=True, backend="aot_eager")
     for one, other in zip(compiled(*given), assign(*given), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_nothing_is_recorded(path):
+    given = worked_example()
+    for tensor in (*given[:2], given[4]):
+        tensor.requires_grad_()
+    assert not any(value.requires_grad for value in rotated_task_aligned_assign(*given, topk=4, **TRAINER, path=path))
