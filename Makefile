@@ -14,7 +14,7 @@ run: setup
 	$(BIN)/python -m harness run $(RUN_OPTIONS)
 
 test: setup lint
-	$(BIN)/python -m pytest --durations=10 --numprocesses=auto --dist=loadfile
+	$(BIN)/python -m pytest --durations=10 --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
 setup: $(STAMP)
 	$(BIN)/python -m reference fetch

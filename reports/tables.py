@@ -37,7 +37,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """One column; `kind` is "text", "number", "status" or "prose", `hint` explains the heading."""
+    """One column; `kind` is "text", "number", "status", "prose" or "era", `hint` explains the heading."""
 
     key: str
     label: str

@@ -44,10 +44,11 @@ def tables(frame: pd.DataFrame) -> tuple[Table, ...]:
 def _matrix(package: str, rows: list[Row]) -> Table:
     """A row an operation and candidate, a column a version."""
     versions = list(dict.fromkeys(row["oracle"] for row in rows))
+    several = len({row["candidate"] for row in rows}) > 1
     columns = (
         Column("operation", "Operation"),
-        Column("candidate", "Candidate", hint="the implementation under test"),
-        *(Column(oracle, oracle.partition("=")[2].lstrip("=")) for oracle in versions),
+        *((Column("candidate", "Candidate", hint="the implementation under test"),) if several else ()),
+        *(Column(oracle, oracle.partition("=")[2].lstrip("="), "era") for oracle in versions),
     )
     found: dict[tuple[str, str], dict[str, Cell]] = {}
     for row in rows:
