@@ -131,9 +131,14 @@ class Gate:
                 yield oracle, few
 
     def _reaching_cases(self, mutant: Mutant, lines: frozenset[int]) -> Iterator[tuple[str, list[dict]]]:
-        """Rows of cases that run the mutated statement, an oracle at a time, the cheapest first."""
+        """Rows of cases that run the mutated statement, an oracle at a time, the cheapest first.
+
+        Kernels are asked under one oracle an operation: they are dear, and know nothing of versions.
+        """
         kernels = mutant.file.startswith(KERNELS)
         pairs = self._pairs(mutant.file)
+        if kernels:
+            pairs = [(oracle, name) for name, oracle in {name: own for own, name in reversed(pairs)}.items()]
         first = next(
             ((oracle, rows) for oracle, name in pairs if (rows := self._rows(mutant, lines, oracle, [name], kernels))),
             None,
