@@ -10,10 +10,12 @@ import os
 import resource
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import Client, Connection, Listener, Pipe, wait
 from pathlib import Path
@@ -54,15 +56,19 @@ class Zygote:
             stderr=self._errors, start_new_session=True,
         )  # fmt: skip
         self._name = " ".join((prepare, *arguments[:1]))
+        self._asking: set[Connection] = set()
 
     def ask(self, task: str, limit: float, **request: Any) -> Any:
         """What `task`, "MODULE:FUNCTION", returns in a child of its own; raises Died where it does not."""
         with self._connect() as connection:
-            connection.send((task, limit, request))
+            self._asking.add(connection)
             try:
+                connection.send((task, limit, request))
                 kind, *answer = connection.recv()
-            except (EOFError, ConnectionResetError) as error:
+            except (EOFError, BrokenPipeError, ConnectionResetError) as error:
                 raise ZygoteFailed(f"{self._name}: the supervisor of {task} is gone") from error
+            finally:
+                self._asking.discard(connection)
         if kind == "done":
             return answer[0]
         if kind == "failed":
@@ -70,7 +76,11 @@ class Zygote:
         raise Died(*answer)
 
     def close(self) -> None:
-        """End the process; its children end with their requests."""
+        """End the process and whatever it is asked; who asks in another thread gets ZygoteFailed."""
+        for connection in tuple(self._asking):
+            # A supervisor whose client is gone ends its child.
+            with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as end:
+                end.shutdown(socket.SHUT_RDWR)
         self._process.stdin.close()
         try:
             self._process.wait(5)
@@ -108,9 +118,9 @@ def _main(address: str, prepare: str, *arguments: str) -> None:
     _function(prepare)(*arguments)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with Listener(address, "AF_UNIX") as listener:
-        socket = listener._listener._socket
+        listening = listener._listener._socket
         while True:
-            ready, _, _ = select.select([socket, sys.stdin], [], [])
+            ready, _, _ = select.select([listening, sys.stdin], [], [])
             if sys.stdin in ready:
                 return
             connection = listener.accept()

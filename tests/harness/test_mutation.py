@@ -5,6 +5,8 @@ import os
 import textwrap
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -196,6 +198,13 @@ def misbehave(connection, how):
     raise ValueError(how)
 
 
+def write_and_sleep(connection, file):
+    part = Path(f"{file}.part")
+    part.write_text(str(os.getpid()))
+    part.replace(file)
+    time.sleep(60)
+
+
 @pytest.fixture(scope="module")
 def zygote(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zygote")
@@ -219,6 +228,23 @@ def test_a_zygote_answers_and_says_how_a_child_ended(zygote):
         with pytest.raises(ZygoteFailed, match=said):
             zygote.ask(f"{me}:misbehave", 60, how=how)
     assert zygote.ask(f"{me}:answer", 60, value=2) == 3
+
+
+def test_a_zygote_that_is_closed_lets_go_of_who_asks(tmp_path):
+    held = Zygote("tests.harness.test_mutation:begin", folder=tmp_path, name="closed")
+    assert held.ask("tests.harness.test_mutation:answer", 60, value=1) == 2
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(held.ask, "tests.harness.test_mutation:write_and_sleep", 600, file=str(tmp_path / "child"))
+        while not (tmp_path / "child").exists():
+            time.sleep(0.01)
+        held.close()
+        with pytest.raises(ZygoteFailed, match="is gone"):
+            asked.result(timeout=30)
+    child = int((tmp_path / "child").read_text())
+    end = time.monotonic() + 30
+    while Path(f"/proc/{child}").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not Path(f"/proc/{child}").exists()
 
 
 def frame(*verdicts, kind="syntactic", population=None):
