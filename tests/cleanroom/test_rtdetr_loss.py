@@ -654,8 +654,9 @@ def test_ignored_queries_may_be_broken(path):
     assert of_scores.isfinite().all()
 
 
-def test_every_query_ignored():
-    found = rtdetr_loss(**example(), ignore_mask=torch.ones(2, 4, dtype=torch.bool))
+@EACH_FORM
+def test_every_query_ignored(form):
+    found = rtdetr_loss(**example() | FORMS[form], ignore_mask=torch.ones(2, 4, dtype=torch.bool))
     assert found.terms.tolist() == [0] * 6
 
 

@@ -88,6 +88,11 @@ def test_images_alone_sum_up_to_the_whole():
     assert alone.sum().item() == pytest.approx(whole.item(), rel=1e-6)
 
 
+def test_every_pair_ignored():
+    found = set_loss(logits(), predicted(), LABELS, BOXES, SIZES, ignore_mask=torch.ones(2, 4, dtype=torch.bool))
+    assert found.total.item() == 0
+
+
 def test_ignored_queries_take_no_part():
     """By hand: neither their class nor their pair counts, nor its target in the normaliser; the matching stays."""
     z, p = logits(), predicted()
