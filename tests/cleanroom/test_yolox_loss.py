@@ -410,6 +410,9 @@ def test_without_gradient_nothing_carries_it():
     assert not any(value.requires_grad for value in found)
     labels.requires_grad_()
     assert torch.autograd.grad(run(labels, maps).total_loss, labels, allow_unused=True) == (None,)
+    for use_l1 in (False, True):
+        decoded = YOLOXLoss(CLASSES)(*arguments(labels, maps, use_l1))
+        assert torch.autograd.grad(decoded[0], labels, allow_unused=True) == (None,)
 
 
 def test_errors():

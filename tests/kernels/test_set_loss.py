@@ -423,6 +423,19 @@ def test_criteria(monkeypatch, kind):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_entries_of_half_boxes_are_half(monkeypatch):
+    (logits, boxes, labels, targets, sizes), _, _ = inputs()
+    outputs = {"logits": logits, "pred_boxes": boxes.bfloat16()}
+    parts = zip(labels.split(sizes), targets.bfloat16().split(sizes), strict=True)
+    given = [{ImageLoss.labels_key: own, "boxes": box} for own, box in parts]
+    criterion = ImageLoss(HungarianMatcher(1, 5, 2), 4, 0.1, ["boxes", "labels"]).to(DEVICE)
+    want = criterion(outputs, given)
+    monkeypatch.setattr(set_criterion, "choose_matched_path", lambda *_: "triton")
+    got = criterion(outputs, given)
+    assert {name: value.dtype for name, value in got.items()} == {name: value.dtype for name, value in want.items()}
+    assert got["loss_bbox"].dtype == torch.bfloat16
+
+
 # --- Gradients that come in ----------------------------------------------------------------------------------------
 
 
