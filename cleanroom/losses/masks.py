@@ -49,7 +49,7 @@ def sigmoid_focal_loss(
     logits, targets, dtype = _flat(inputs, targets)
     found, _ = _losses(logits, targets, alpha, gamma)
     # Upstream averages over the second dimension alone.
-    return (found.sum() * (logits[:1].numel() / inputs.shape[1]) / num_boxes).to(dtype)
+    return (found.sum() * (logits[:1].numel() / max(1, inputs.shape[1])) / num_boxes).to(dtype)
 
 
 def dice_loss(inputs: Tensor, targets: Tensor, num_boxes: Tensor | float) -> Tensor:

@@ -286,7 +286,6 @@ def _by_image(losses: Tensor, pairs: Pairs, batch: int, reduction: str) -> Tenso
     return losses.sum() if reduction == "sum" else losses.new_zeros(batch).index_add(0, pairs.images, losses)
 
 
-@torch.no_grad()
 def class_error(logits: Tensor, labels: Tensor, pairs: Pairs) -> Tensor:
     """100 minus the percentage of matched queries whose largest logit is their class; 100 without pairs (A8)."""
     if not pairs.rows.numel():

@@ -159,6 +159,10 @@ def test_sizes_of_0_and_1(shape):
     assert torch.autograd.grad(loss, logits)[0].shape == shape
 
 
+def test_a_value_costs_nothing_where_there_are_no_classes():
+    assert class_bce(torch.zeros(1, 2, 0), torch.zeros(1, 2, dtype=torch.int64), torch.full((1, 2), 0.5)).item() == 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_logits_are_summed_in_float32(dtype):
     logits = torch.full((1, 100, 80), 20.0, dtype=dtype).requires_grad_()

@@ -146,3 +146,5 @@ def test_compiled(backend):
     assert torch.equal(loss, distribution_focal_loss(pred_dist, TARGET))
     (gradient,) = torch.autograd.grad(loss.sum(), pred_dist)
     assert gradient.norm().item() == pytest.approx(0.653850, abs=1e-6)
+    last = torch.full_like(TARGET, pred_dist.shape[-1] - 1)
+    assert torch.equal(compiled(pred_dist, last), distribution_focal_loss(pred_dist, last))

@@ -65,6 +65,11 @@ def test_functions_of_the_worked_example():
     assert sigmoid_focal_loss(inputs, targets, 2, alpha=-1, gamma=1).item() == pytest.approx(0.9986320, abs=1e-6)
 
 
+def test_masks_without_pixels_cost_nothing():
+    none = torch.zeros(2, 0)
+    assert sigmoid_focal_loss(none, none, 2).item() == dice_loss(none, none, 2).item() == 0
+
+
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_functions_are_the_formulas(soft, dtype):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from cleanroom.assign.hungarian import HungarianMatcher
+from cleanroom.losses import set_criterion
 from cleanroom.losses.masks import dice_loss, sigmoid_focal_loss
 from cleanroom.losses.set_criterion import ImageLoss, SetCriterion
 from cleanroom.losses.set_prediction import set_loss
@@ -171,3 +172,13 @@ def test_inputs_are_unchanged_and_the_total_compiles_with_the_matching_inside():
     assert total.item() == pytest.approx(plain.total.item(), rel=1e-6)
     assert norm(total, p) == pytest.approx(10.0685085, rel=1e-4)
     assert all(torch.equal(a, b) for a, b in zip(before, (z, p, LABELS, BOXES), strict=True))
+
+
+def test_the_normaliser_of_several_processes(monkeypatch):
+    """Targets a process, and at least 1."""
+    distributed = set_criterion.distributed
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 4)
+    monkeypatch.setattr(distributed, "all_reduce", lambda total: total.mul_(2))
+    normaliser = ImageLoss._normaliser
+    assert [normaliser(count, torch.device("cpu")).item() for count in (0, 1, 3)] == [1, 1, 1.5]

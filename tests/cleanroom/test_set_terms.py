@@ -300,3 +300,5 @@ def test_class_error_of_the_worked_example():
     tensors, _ = example()
     assert class_error(tensors["logits"], tensors["labels"], given_pairs()).item() == pytest.approx(66.666672, abs=1e-4)
     assert class_error(tensors["logits"], tensors["labels"], no_pairs()).item() == 100
+    # Of equal logits the first is the largest.
+    assert class_error(torch.zeros(2, 4, 3), torch.tensor([0, 0, 1]), given_pairs()).item() == pytest.approx(100 / 3)

@@ -369,7 +369,7 @@ def test_worked_example():
     assert norms == pytest.approx([0.4818837, 10.0685085], rel=1e-6)
 
 
-@pytest.mark.parametrize("decoder_layers", [None, 2])
+@pytest.mark.parametrize("decoder_layers", [None, 2, 0])
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 def test_whole_loss(reduction, decoder_layers):
     given, aux, leaves = inputs()
