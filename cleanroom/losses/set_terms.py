@@ -223,10 +223,11 @@ def cardinality_term(
     """
     # What argmax would answer, at the price of a maximum: no object wins only if it beats every class.
     last = logits[..., -1]
-    best = logits[..., :-1].amax(-1) if logits.shape[-1] > 1 else torch.full_like(last, -torch.inf)
-    empty = (last > best) | (last.isnan() & ~best.isnan())
     if logits.shape[-1] == 1:
-        empty = torch.ones_like(empty)
+        empty = torch.ones_like(last, dtype=torch.bool)
+    else:
+        best = logits[..., :-1].amax(-1)
+        empty = (last > best) | (last.isnan() & ~best.isnan())
     if ignore_mask is not None:
         empty = empty | ignore_mask
     errors = ((~empty).sum(1) - counts).abs().to(torch.float32)

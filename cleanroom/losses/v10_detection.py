@@ -190,7 +190,7 @@ class E2ELoss:
         self.one2many = loss_fn(model, tal_topk=many, **settings)
         self.one2one = loss_fn(model, tal_topk=one, tal_topk2=kept, **settings)
         self.updates = 0
-        self.o2m, self.o2o = FIRST, max(1 - FIRST, 0)
+        self.o2m, self.o2o = FIRST, 1 - FIRST
 
     def update(self) -> None:
         """One epoch is over: move the weights."""

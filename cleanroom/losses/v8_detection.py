@@ -159,7 +159,7 @@ def v8_detection_loss(
             reduction=reduction,
         )
         return DetectionLoss(*found)
-    decoder = Decoder(boxes.detach(), geometry, reg_max)
+    decoder = Decoder(boxes, geometry, reg_max)
     assigned = _assign(scores.detach(), targets, decoder, rules, sparse=sparse)
     index = assigned.gt_index
     slots = None if sparse else min(images * anchors, len(bboxes) * min(topk, topk2 or topk))
@@ -256,11 +256,10 @@ def _assign(scores: Tensor, targets: Targets, decoder: Decoder, rules: Rules | N
     if rules is None:
         none = scores.new_zeros((images, anchors), dtype=at_least_float32(scores.dtype))
         return Assignment(none.bool(), none.long(), none)
-    pixels = decoder.geometry.points * decoder.geometry.strides
     scene = Scene(
         scores.transpose(1, 2),
         decoder.buffers() if sparse else decoder.all(),
-        pixels.to(at_least_float32(pixels.dtype)),
+        decoder.geometry.pixels,
         targets.labels,
         targets.boxes,
         targets.valid,

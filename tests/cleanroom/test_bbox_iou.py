@@ -6,7 +6,7 @@ from torch import nan
 
 from cleanroom import box_iou
 from cleanroom.boxes import bbox_iou
-from cleanroom.overlap import box_terms, complete_iou
+from cleanroom.overlap import Rule, aspect_weight, box_terms, complete_iou
 
 KINDS = ("IoU", "GIoU", "DIoU", "CIoU")
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -357,6 +357,16 @@ def test_former_alpha():
     torch.testing.assert_close(now, former)
     one, two = one.float(), two.float()
     assert not torch.equal(overlap(one, two, "CIoU"), overlap(one, two, "CIoU", ciou_alpha="legacy"))
+
+
+def test_alpha_is_rounded_in_the_order_of_its_era():
+    """Of nearly equal boxes the former order keeps few digits; as a constant of the gradient they count."""
+    aspect, iou = torch.full((1,), 3e-6), torch.full((1,), 1 - 2e-6)
+    stable, legacy = (aspect_weight(aspect, iou, Rule(alpha=alpha)) for alpha in ("stable", "legacy"))
+    assert torch.equal(stable, aspect / ((1 - iou) + aspect + 1e-7))
+    assert torch.equal(legacy, aspect / ((aspect - iou) + (1 + 1e-7)))
+    exact = aspect.double() / (1 - iou.double() + aspect.double() + 1e-7)
+    assert (stable - exact).abs() < 1e-6 < (legacy - exact).abs()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

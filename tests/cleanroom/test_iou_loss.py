@@ -79,6 +79,32 @@ def test_gradcheck(kind):
     assert torch.autograd.gradcheck(lambda p, t: iou_loss(p, t, loss_type=kind), given)
 
 
+def test_boxes_inside_each_other_keep_their_digits():
+    """In float32 what cancels would leave noise: corners far from the origin, slopes that are next to nothing."""
+    generator = torch.Generator().manual_seed(5)
+    outer = torch.rand(50, 4, generator=generator) * torch.tensor([600, 600, 60, 60]) + 20
+    inner = outer + torch.rand(50, 4, generator=generator) * torch.tensor([1, 1, 0, 0]) - torch.tensor([0, 0, 9, 9])
+    slopes = []
+    for dtype in (torch.float32, torch.float64):
+        given = [box.to(dtype).requires_grad_() for box in (inner, outer)]
+        slopes.append(torch.autograd.grad(iou_loss(*given, loss_type="giou", reduction="sum"), given))
+    for found, truth in zip(*slopes, strict=True):
+        torch.testing.assert_close(found.double(), truth, rtol=1e-6, atol=1e-14)
+
+
+def test_the_gap_is_clamped_below_the_smallest_area():
+    """A hull of the very area where the clamp begins: its slope is that of the quotient."""
+    centres = 0.125, 0.875
+    given = [torch.tensor([[x, 0, 0.25, 1e-16]], dtype=torch.float64).requires_grad_() for x in centres]
+    (found,) = torch.autograd.grad(iou_loss(*given, loss_type="giou", reduction="sum"), given[:1])
+    corners = [torch.cat((box[0, :2] - box[0, 2:] / 2, box[0, :2] + box[0, 2:] / 2)) for box in given]
+    hull = (corners[1][2] - corners[0][0]) * (corners[0][3] - corners[0][1])
+    union = sum(box[0, 2:].prod() for box in given)
+    assert hull.item() == 1e-16
+    loss = 1 + (hull - union) / hull.clamp(min=1e-16)
+    torch.testing.assert_close(found[0, [0, 2]], torch.autograd.grad(loss, given[0])[0][0, [0, 2]])
+
+
 def test_reductions():
     pred, target = tensors(WORKED)
     for word, expected in (("sum", sum(LOSSES["iou"])), ("mean", sum(LOSSES["iou"]) / 4)):

@@ -480,6 +480,8 @@ def test_drop_in_mean_is_an_exact_float():
     labels, maps = inputs(crowd)
     positives = int(run(labels, maps).fg_mask.sum())
     assert YOLOXLoss(CLASSES)(*arguments(labels, maps, False))[5] == positives / 30
+    labels, maps = inputs([])
+    assert YOLOXLoss(CLASSES)(*arguments(labels, maps, False))[5] == 1.0
 
 
 def test_drop_in_l1_switch():
