@@ -104,6 +104,24 @@ def test_both_forms_are_one_number(thickness):
     torch.testing.assert_close(found, stable_form(*exact, GaussianRule()), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("height", [3.0, -3.0, 0.0])
+def test_the_stable_form_takes_the_aspect_of_any_height(height):
+    rule = GaussianRule(complete=True)
+    one, two = (
+        gaussian_terms(torch.tensor([[5.0, 5, 4, side, 0.2]], dtype=torch.float64), rule) for side in (2, height)
+    )
+    plain, complete = (stable_form(one, two, which) for which in (GaussianRule(), rule))
+    turn = math.atan(4 / 2) - (math.atan(4 / height) if height else math.pi / 2)
+    aspect = 4 / math.pi**2 * turn**2
+    expected = plain - aspect**2 / (aspect - plain + 1 + 1e-7)
+    torch.testing.assert_close(complete, expected)
+
+
+def test_a_point_has_no_aspect():
+    one, two = (gaussian_terms(boxes(box).detach(), GaussianRule(complete=True)) for box in THIN["point-and-box"][:2])
+    assert torch.equal(stable_form(one, two, GaussianRule(complete=True)), stable_form(one, two, GaussianRule()))
+
+
 def test_the_stable_form_stands_in_for_nan_only():
     one, two = random_boxes(50, torch.float32)
     terms = gaussian_terms(one), gaussian_terms(two)
@@ -192,10 +210,10 @@ def test_gradients_may_be_asked_for_twice():
 def test_compiles_in_one_graph():
     torch._dynamo.reset()
     compiled = torch.compile(probiou, fullgraph=True, backend="aot_eager")
-    thin = THIN["thin-twins"]
-    found = [boxes(P, Q, thin[0]), boxes(Q, P, thin[1])]
+    one, two = ([P, Q, *(pair[side] for pair in THIN.values())] for side in (0, 1))
+    found = boxes(*one), boxes(*two)
     value = compiled(*found)
-    expected = slopes(boxes(P, Q, thin[0]), boxes(Q, P, thin[1]))
+    expected = slopes(boxes(*one), boxes(*two))
     torch.testing.assert_close(value, expected[0])
     for slope, wanted in zip(torch.autograd.grad(value.sum(), found), expected[1:], strict=True):
         torch.testing.assert_close(slope, wanted, rtol=1e-4, atol=1e-5)

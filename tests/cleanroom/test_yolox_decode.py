@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cases.yolox_head import WAVE_FRAME, maps, wave_rows
-from cleanroom.yolox_boxes import yolox_decode
+from cleanroom.yolox_boxes import make_grid, yolox_decode
 
 STRIDES = (8, 16)
 EXPECTED = {
@@ -84,3 +84,13 @@ def test_compiles_to_the_same():
     given = worked()
     compiled = torch.compile(yolox_decode, fullgraph=True, backend="aot_eager")
     assert all(map(torch.equal, compiled(given, STRIDES), yolox_decode(given, STRIDES)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_grid_that_is_written_into_is_nobody_elses(dtype):
+    maps = [torch.zeros(1, 6, 2, 3, dtype=dtype)]
+    for _ in range(2):
+        found = make_grid(maps, [8])
+        assert [part.tolist() for part in found] == [[0, 1, 2] * 2, [0] * 3 + [1] * 3, [8] * 6]
+        for part in found:
+            part.fill_(-1)
