@@ -27,13 +27,21 @@ GOOD_SHARE = 0.95
 
 @dataclass(frozen=True)
 class Score:
-    """Counts of mutants, and the share that was found among those that are not equivalent."""
+    """Counts of mutants, and the share that is found among those that are not equivalent, with its 95% interval.
+
+    Of a sample the share is an estimate: each kind counts as much as there are of it, not as much as was tried.
+    """
 
     killed: int
     survived: int
     equivalent: int
     population: int
     """All mutants that there are, of which those tried may be a sample."""
+    share: float
+    """NaN where none was judged."""
+    low: float
+    high: float
+    """Both are the share itself where all were tried."""
 
     @property
     def judged(self) -> int:
@@ -46,35 +54,41 @@ class Score:
         return self.judged + self.equivalent
 
     @property
-    def share(self) -> float:
-        """Found among judged; NaN where none was."""
-        return self.killed / self.judged if self.judged else math.nan
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """Wilson's 95% interval of the share."""
-        if not self.judged:
-            return 0.0, 1.0
-        square = SURE**2 / self.judged
-        centre = (self.share + square / 2) / (1 + square)
-        half = SURE * math.sqrt(self.share * (1 - self.share) / self.judged + square / self.judged / 4) / (1 + square)
-        return max(0.0, centre - half), min(1.0, centre + half)
-
-    @property
     def interval(self) -> str:
         """The bounds as text."""
-        low, high = self.bounds
-        return f"{low:.1%} to {high:.1%}"
+        return f"{self.low:.1%} to {self.high:.1%}"
 
 
 def score(rows: pd.DataFrame) -> Score:
     """The score of some rows; each kind's population stands in its rows."""
+    kinds = [_of_kind(own) for _, own in rows.groupby("kind")]
+    judged = [own for own in kinds if own.judged]
+    population = sum(own.population for own in judged)
+    weights = [own.population / population for own in judged]
+    share, centre = (
+        sum(weight * value for weight, value in zip(weights, values, strict=True)) if judged else math.nan
+        for values in ([own.share for own in judged], [(own.low + own.high) / 2 for own in judged])
+    )
+    half = math.hypot(*(weight * (own.high - own.low) / 2 for weight, own in zip(weights, judged, strict=True)))
+    counts = (sum(getattr(own, name) for own in kinds) for name in ("killed", "survived", "equivalent", "population"))
+    return Score(*counts, share, centre - half, centre + half)
+
+
+def _of_kind(rows: pd.DataFrame) -> Score:
     count = rows["verdict"].value_counts()
-    tried = rows[rows["verdict"] != "stale"]
-    population = len(tried)
-    if "population" in rows and len(tried):
-        population = max(population, int(tried.groupby("kind")["population"].max().sum()))
-    return Score(*(int(count.get(name, 0)) for name in ("killed", "survived", "equivalent")), population)
+    killed, survived, equivalent = (int(count.get(name, 0)) for name in ("killed", "survived", "equivalent"))
+    judged, tried = killed + survived, killed + survived + equivalent
+    population = max(tried, int(rows["population"].max())) if "population" in rows and tried else tried
+    share = killed / judged if judged else math.nan
+    bounds = _wilson(share, judged) if judged and population > tried else (share, share)
+    return Score(killed, survived, equivalent, population, share, *bounds)
+
+
+def _wilson(share: float, judged: int) -> tuple[float, float]:
+    square = SURE**2 / judged
+    centre = (share + square / 2) / (1 + square)
+    half = SURE * math.sqrt(share * (1 - share) / judged + square / judged / 4) / (1 + square)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def tables(frame: pd.DataFrame) -> tuple[Table, ...]:
@@ -99,7 +113,12 @@ def _kinds(frame: pd.DataFrame) -> Table:
         Column("survived", "Survived", "number"),
         Column("equivalent", "Equivalent", "number"),
         Column("share", "Share found", "number", "of those that are not equivalent"),
-        Column("interval", "95% interval", "text", "Wilson's, of a sample; none where all were tried"),
+        Column(
+            "interval",
+            "95% interval",
+            "text",
+            "Wilson's, of a sample; none where all were tried; for all, each kind by how many there are",
+        ),
         *(Column(by, f"By {by}", "number") for by in BY),
         Column("seconds", "Seconds each", "number", "mean, on this machine as busy as it was"),
     )

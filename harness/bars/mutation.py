@@ -24,8 +24,10 @@ def bars(frame: pd.DataFrame) -> list[Bar]:
     ):
         own = score(rows)
         if own.judged:
-            reason = f"{own.survived} of {own.judged} survived"
-            found.append(Bar(name, limit, own.share, own.share >= limit, reason))
+            sampled = f"; a sample, {own.interval}" if own.population > own.tried else ""
+            reason = f"{own.survived} of {own.judged} survived{sampled}"
+            # Ambiguous as long as the interval of a sample reaches the bar; of all mutants it is the share itself.
+            found.append(Bar(name, limit, own.share, own.high >= limit, reason))
     stale = frame[frame["verdict"] == "stale"]
     said = "; ".join(f"{row['file']}: {row['after']}" for row in stale.head(3).to_dict("records"))
     reason = said or "what is listed as equivalent is"
@@ -39,6 +41,7 @@ def sentence(frame: pd.DataFrame) -> str:
     if not own.judged:
         return "No mutant was judged."
     sampled = f" ({own.interval} with 95% confidence)" if own.population > own.tried else ""
-    of = f"{own.killed} of {own.judged} mutants are found, {own.share:.1%}{sampled}"
     tried = f"; a sample of {own.tried} of {own.population}" if own.population > own.tried else ""
+    says = "is estimated at" if tried else "is"
+    of = f"{own.killed} of {own.judged} mutants are found; the mutation score {says} {own.share:.1%}{sampled}"
     return f"{of}{tried}; {own.survived} survive, {own.equivalent} are equivalent."

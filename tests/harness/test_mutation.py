@@ -273,11 +273,28 @@ def test_bars_hold_from_95_percent_and_for_every_semantic_mutant():
 def test_a_sampled_score_says_so_with_wilsons_interval():
     own = score(frame(*["killed"] * 18, "survived", "survived", "equivalent", population=400))
     assert (own.judged, own.tried, own.population, own.share) == (20, 21, 400, 0.9)
-    assert own.bounds == pytest.approx((0.6990, 0.9721), abs=1e-4)
+    assert (own.low, own.high) == pytest.approx((0.6990, 0.9721), abs=1e-4)
     said = bars.sentence(frame(*["killed"] * 18, "survived", "survived", population=400))
     assert "69.9% to 97.2%" in said
     assert "a sample of 20 of 400" in said
     assert "sample" not in bars.sentence(frame("killed"))
+
+
+def test_each_kind_of_a_sample_counts_as_much_as_there_are_of_it():
+    semantic = frame(*["killed"] * 10, kind="semantic", population=100)
+    both = pd.concat([semantic, frame(*["killed"] * 8, *["survived"] * 2, population=900)])
+    own = score(both)
+    assert (own.judged, own.population) == (20, 1000)
+    assert own.share == pytest.approx(0.82)
+    assert own.low < 0.82 < own.high < 0.97
+    assert "is estimated at 82.0%" in bars.sentence(both)
+
+
+def test_a_sample_falls_where_its_whole_interval_lies_below_the_bar():
+    assert fallen(frame(*["killed"] * 54, *["survived"] * 6, population=900)) == []  # 90%, up to 95.3%
+    assert fallen(frame(*["killed"] * 50, *["survived"] * 10, population=900)) == ["mutants found"]
+    # One semantic mutant is one too many, sampled or not.
+    assert fallen(frame(*["killed"] * 99, "survived", kind="semantic", population=900)) == ["semantic mutants found"]
 
 
 def test_the_report_lists_survivors_and_equivalents_with_their_lines():
