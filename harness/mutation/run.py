@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
+from itertools import zip_longest
 from typing import Any
 
 from harness.mutation import equivalents
@@ -37,7 +38,7 @@ def execute(
 def _judge(population: Population, folder: RunFolder, progress: Progress, again: bool) -> None:
     plan, listed = population.plan, equivalents.equivalents()
     settled = {row["id"] for row in folder.rows(JOURNAL) if not (again and row["verdict"] != "killed")}
-    waiting = [mutant for mutant in population.tried if mutant.id not in settled]
+    waiting = _spread([mutant for mutant in population.tried if mutant.id not in settled], plan.workers)
     counts = {kind: sum(mutant.kind == kind for mutant in population.all) for kind in plan.kinds}
     stale = [_unmatched(entry) for entry in population.unmatched]
     if stale:
@@ -73,6 +74,13 @@ def _judge(population: Population, folder: RunFolder, progress: Progress, again:
                     future.cancel()
                 gate.close()
                 raise
+
+
+def _spread(mutants: list[Mutant], workers: int) -> list[Mutant]:
+    """Another part of the list for each worker: those that are at the same file wait for the same recordings."""
+    length = -(-len(mutants) // workers)
+    parts = [mutants[first : first + length] for first in range(0, len(mutants), length or 1)]
+    return [mutant for row in zip_longest(*parts) for mutant in row if mutant is not None]
 
 
 def _row(mutant: Mutant, found: dict[str, Any], reason: str, population: int) -> dict[str, Any]:

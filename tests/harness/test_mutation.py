@@ -17,6 +17,7 @@ from harness.mutation.command import SETTINGS
 from harness.mutation.mutant import Mutant, changed, distinct
 from harness.mutation.plan import MutationPlan
 from harness.mutation.reach import Reach
+from harness.mutation.run import _spread
 from harness.mutation.sample import chosen, sampled
 from harness.mutation.sources import Sources, module_name, statement
 from harness.mutation.zygote import Died, Zygote, ZygoteFailed, stage
@@ -89,6 +90,13 @@ def test_a_sample_takes_its_share_of_every_file_and_operator():
     assert len(sampled(mutants, 0, 0)) == len(sampled(mutants, 999, 0)) == 410
     assert len(sampled(mutants, 8, 0)) == 8
     assert {own.kind for own in sampled(mutants, 8, 0)} == {"semantic", "syntactic"}
+
+
+def test_workers_begin_at_different_files():
+    mutants = [mutant(n) for n in range(5)]
+    assert _spread(mutants, 2) == [mutants[n] for n in (0, 3, 1, 4, 2)]
+    assert _spread(mutants, 1) == mutants
+    assert _spread([], 2) == []
 
 
 def test_mutants_are_chosen_by_file_kind_and_id():
