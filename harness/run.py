@@ -8,16 +8,16 @@ import platform
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from harness import oracles
 from harness.bundle import commit
 from harness.gate import summarise
-from harness.parity import Interrupted, Shard
+from harness.parallel import in_parallel
+from harness.parity import Shard
 from harness.plan import Plan
 from harness.pool import Staff, Worker, WorkerFailed
 from harness.progress import Progress
@@ -102,49 +102,20 @@ def finish(plan: Plan, folder: RunFolder, *, interrupted: bool = False, lost: tu
 
 def _parity(plan: Plan, folder: RunFolder, progress: Progress) -> list[str]:
     """Every shard on its own worker; returns why shards were lost. Ctrl-C stops them after their case."""
-    stop = threading.Event()
     stored: dict[tuple[str, str], dict] = {}
     for row in folder.rows("verdicts"):
         stored.setdefault((row["operation"], row["oracle"]), {})[row["case"], row["candidate"]] = row
-    shards = []
-    staff = Staff(plan)
-    for operation, oracle in sorted(plan.pairs(), key=lambda pair: pair[1]):
-        shards.append(
+
+    def one(pair: tuple[str, str], staff: Staff, stopped: Callable[[], bool]) -> None:
+        label = " ".join(pair)
+        with staff.worker(pair[1]) as worker:
             Shard(
-                plan,
-                operation,
-                oracle,
-                folder,
-                stored.get((operation, oracle), {}),
-                progress=lambda label=f"{operation} {oracle}": progress.step(label),
-                stopped=stop.is_set,
-            )
-        )
-    progress.start("parity", len(shards) * plan.examples)
+                plan, *pair, folder, stored.get(pair, {}), progress=lambda: progress.step(label), stopped=stopped
+            ).run(worker)
 
-    def one(shard: Shard) -> None:
-        with staff.worker(shard.oracle) as worker:
-            shard.run(worker)
-
-    with closing(staff), ThreadPoolExecutor(plan.workers) as pool:
-        futures = {pool.submit(one, shard): shard for shard in shards}
-        try:
-            pending = set(futures)
-            while pending:
-                _, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
-        except KeyboardInterrupt:
-            stop.set()
-            for future in futures:
-                future.cancel()
-            raise
-    lost = []
-    for future, shard in futures.items():
-        error = future.exception()
-        if isinstance(error, WorkerFailed):
-            lost.append(f"{shard.operation} on {shard.oracle}: {error}")
-        elif error is not None and not isinstance(error, Interrupted):
-            raise error
-    return lost
+    pairs = sorted(plan.pairs(), key=lambda pair: pair[1])
+    progress.start("parity", len(pairs) * plan.examples)
+    return in_parallel(plan, pairs, one)
 
 
 def _bench(plan: Plan, folder: RunFolder, progress: Progress) -> None:

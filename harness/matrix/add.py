@@ -16,9 +16,10 @@ from harness.matrix.command import opened, requested, told, whole_plan
 from harness.matrix.eras import NEWEST, combinations, newest, releases
 from harness.matrix.moved import Comparison
 from harness.matrix.plan import MatrixPlan
-from harness.matrix.run import JOURNAL, absent, in_parallel, lacks, name_rows, names_of
+from harness.matrix.run import JOURNAL, absent, lacks, name_rows, names_of
 from harness.matrix.session import UPSTREAM, MatrixSettings
 from harness.operations import operation as declaration
+from harness.parallel import in_parallel
 from harness.plan import Plan, RequestError, check_pairs
 from harness.pool import Staff, Worker, WorkerFailed
 from harness.progress import Progress

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
 from typing import Any
 
@@ -14,7 +12,7 @@ from harness.matrix.coverage import coverage
 from harness.matrix.eras import newest
 from harness.matrix.plan import MatrixPlan
 from harness.operations import operation as declaration
-from harness.parity import Interrupted
+from harness.parallel import in_parallel
 from harness.plan import Plan
 from harness.pool import Staff, Worker, WorkerFailed
 from harness.progress import Progress
@@ -52,32 +50,6 @@ def execute(plan: MatrixPlan, folder: RunFolder, run_plan: Plan | None, progress
     except WorkerFailed as error:
         lost = [str(error)]
     return finish(run_plan, folder, interrupted=interrupted, lost=tuple(lost))
-
-
-def in_parallel(
-    plan: MatrixPlan, pairs: Iterable[Any], one: Callable[[Any, Staff, Callable[[], bool]], None]
-) -> list[str]:
-    """`one(pair, staff, stopped)` for each pair; returns why some were lost. Ctrl-C stops all after their case."""
-    stop, staff = threading.Event(), Staff(plan)
-    with closing(staff), ThreadPoolExecutor(plan.workers) as pool:
-        futures = {pool.submit(one, pair, staff, stop.is_set): pair for pair in pairs}
-        try:
-            pending = set(futures)
-            while pending:
-                _, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
-        except KeyboardInterrupt:
-            stop.set()
-            for future in futures:
-                future.cancel()
-            raise
-    lost = []
-    for future, pair in futures.items():
-        error = future.exception()
-        if isinstance(error, WorkerFailed):
-            lost.append(f"{' on '.join(pair)}: {error}")
-        elif error is not None and not isinstance(error, Interrupted):
-            raise error
-    return lost
 
 
 def listed(plan: MatrixPlan, versions: Iterable[str]) -> dict[str, Found]:
