@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from cases.case import Case
 from cleanroom.assign.rotated_tal import RotatedTaskAlignedAssigner
-from harness.operation import DropIn, Input, Operation, Output, Tensors, Upstream, release
+from harness.operation import Input, Operation, Output, Tensors, Upstream, release
 from harness.operations import tal, tal_compare
 from harness.operations.rotated_sides import enlarged, small_box
 from harness.relations.declaration import Margins, Scale
@@ -48,22 +47,6 @@ def _era(version: str) -> dict[str, Any]:
         "small_box": "min_side" if number >= MIN_SIDE_SINCE else small,
         "small_box_scope": "boxes" if SMALL_BOX_SINCE <= number < COPY_SINCE else "membership",
     }
-
-
-def _bind(
-    pd_scores: Tensor,
-    pd_bboxes: Tensor,
-    anc_points: Tensor,
-    gt_labels: Tensor,
-    gt_bboxes: Tensor,
-    mask_gt: Tensor,
-    **settings: Any,
-) -> tuple[Callable[[], tuple[Tensor, ...]], Callable[[tuple[Tensor, ...]], Tensors]]:
-    assigner = RotatedTaskAlignedAssigner(**settings)
-    return (
-        lambda: assigner(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt),
-        lambda outputs: dict(zip(tal.OUTPUT_NAMES, outputs, strict=True)),
-    )
 
 
 def invariants(case: Case, outputs: Tensors) -> str | None:
@@ -139,7 +122,7 @@ OPERATION = Operation(
         Output("target_gt_idx", "(B, A)", "int64", "ground-truth row, 0 for background", decision=True),
     ),
     upstreams={"ultralytics": Upstream(options=_options, era=_era)},
-    candidates={"torch": DropIn(_bind)},
+    candidates={"torch": tal.drop_in(RotatedTaskAlignedAssigner)},
     predictions=("pd_scores", "pd_bboxes"),
     compare=compare,
     invariants=invariants,

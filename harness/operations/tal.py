@@ -50,20 +50,25 @@ def _era(version: str) -> dict[str, Any]:
     }
 
 
-def _bind(
-    pd_scores: Tensor,
-    pd_bboxes: Tensor,
-    anc_points: Tensor,
-    gt_labels: Tensor,
-    gt_bboxes: Tensor,
-    mask_gt: Tensor,
-    **settings: Any,
-) -> tuple[Callable[[], tuple[Tensor, ...]], Callable[[tuple[Tensor, ...]], Tensors]]:
-    assigner = TaskAlignedAssigner(**settings)
-    return (
-        lambda: assigner(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt),
-        lambda outputs: dict(zip(OUTPUT_NAMES, outputs, strict=True)),
-    )
+def drop_in(assigner: type) -> DropIn:
+    """The candidate that an assigner class is: its constructor's settings, and its call."""
+
+    def bind(
+        pd_scores: Tensor,
+        pd_bboxes: Tensor,
+        anc_points: Tensor,
+        gt_labels: Tensor,
+        gt_bboxes: Tensor,
+        mask_gt: Tensor,
+        **settings: Any,
+    ) -> tuple[Callable[[], tuple[Tensor, ...]], Callable[[tuple[Tensor, ...]], Tensors]]:
+        made = assigner(**settings)
+        return (
+            lambda: made(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt),
+            lambda outputs: dict(zip(OUTPUT_NAMES, outputs, strict=True)),
+        )
+
+    return DropIn(bind)
 
 
 def invariants(case: Case, outputs: Tensors) -> str | None:
@@ -139,7 +144,7 @@ OPERATION = Operation(
         Output("target_gt_idx", "(B, A)", "int64", "ground-truth row, 0 for background", decision=True),
     ),
     upstreams={"ultralytics": Upstream(options=_options, era=_era)},
-    candidates=by_path(DropIn(_bind)),
+    candidates=by_path(drop_in(TaskAlignedAssigner)),
     predictions=("pd_scores", "pd_bboxes"),
     compare=compare,
     invariants=invariants,
