@@ -56,10 +56,10 @@ class Inquiry:
     `evaluate(tensors, assignment)` runs the operation again, gradients included; with an assignment, an assigner
     inside it answers that. `quantities(operation, tensors, settings)` asks public functions for deciding quantities,
     `assigner(tensors)` for what a total hands to the assigners inside it and what they answer, `era(operation)` for
-    the settings of this version.
+    the settings of this version. Without an oracle (two answers of one subject, in a relation) there is no `evaluate`.
     """
 
-    evaluate: Callable[..., Tensors]
+    evaluate: Callable[..., Tensors] | None
     quantities: Callable[[str, Tensors, Mapping[str, Any]], Tensors]
     assigner: Callable[[Tensors], Any]
     era: Callable[[str], dict[str, Any]]

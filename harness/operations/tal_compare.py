@@ -213,8 +213,9 @@ class _Judged:
             # An anchor that the second top-k drops is never given to another row.
             background |= ~self._surely_kept(topk2)
         bad = ~torch.where(foreground, sole | wins, background) & sound
-        if _rotated(self.evidence.case.tensors):
-            # Float64 sees thin boxes otherwise than upstream's own dtype does: only other decisions are judged.
+        if _rotated(self.evidence.case.tensors) or self.evidence.ask.evaluate is None:
+            # Float64 sees thin boxes otherwise than upstream's own dtype does; and without an oracle the quantities are
+            # the specification's, not its own: only other decisions are judged.
             bad &= differ
         if bool(bad.any()):
             # A differing anchor explains more than one whose neighbours were displaced.

@@ -44,7 +44,8 @@ def classes(trial: Trial) -> bool:
 def _untied(trial: Trial, axis: Axis | Rows) -> bool:
     """On the case as it is; where something differs there, by the margins of what decides.
 
-    A loss has its assigner inside, whose margins cannot be seen: it is asked about the case with its ties removed.
+    A loss has its assigner inside, whose margins cannot be seen: it is asked about the case with its ties removed, and
+    may decide otherwise there only at the same cost.
     """
     try:
         return _moved(trial, axis)
@@ -55,10 +56,10 @@ def _untied(trial: Trial, axis: Axis | Rows) -> bool:
             return _moved(trial.stirred() if half else trial, axis, by_margins=True)
         if not trial.declared.free:
             raise
-    return _moved(trial.stirred(), axis)
+    return _moved(trial.stirred(), axis, by_cost=True)
 
 
-def _moved(trial: Trial, axis: Axis | Rows, *, by_margins: bool = False) -> bool:
+def _moved(trial: Trial, axis: Axis | Rows, *, by_margins: bool = False, by_cost: bool = False) -> bool:
     case, generator = trial.case, trial.generator()
     certain = trial.declared.dense_only if by_margins else trial.declared.certain
     if isinstance(axis, Axis):
@@ -77,6 +78,8 @@ def _moved(trial: Trial, axis: Axis | Rows, *, by_margins: bool = False) -> bool
     got = certain(following, trial.of(following))
     if by_margins:
         trial.by_margins(following, expected, got)
+    elif by_cost:
+        trial.by_cost(expected, got)
     else:
         trial.same(expected, got)
     return True
