@@ -95,6 +95,15 @@ def contest():
     return single([[8, 8, 24, 24], [4, 4, 20, 20], [6, 6, 22, 22]], [0, 0, 1], predictions, scores)
 
 
+def on_the_edge():
+    """Points that are inside by as much as is still outside, 1e-9, from either side of each axis."""
+    arguments = single([[0, 0, 1, 1], [-1, -1, 0, 0]], [0, 0], around(9), HALF)
+    tiny, half = 1e-9, 0.5
+    places = [(tiny, half), (half, tiny), (-tiny, -half), (-half, -tiny)]
+    arguments[2] = torch.tensor(places * 4)
+    return arguments
+
+
 HALF, QUARTER = torch.full((16, 1), 0.5), torch.full((16, 2), 0.25)
 ALL = torch.tensor([0.0, 0, 32, 32])
 EVERYWHERE = ALL.expand(16, 4)
@@ -133,6 +142,8 @@ EDGE_CASES = {
     "negative zero": (single([[0, 0, 32, 32]], [0], EVERYWHERE, one_hot(-0.0, 0, 4)), {"topk": 3}),
     "no eps": (single([[0, 0, 32, 32]], [0], around(9), one_hot(0.5, 2)), {"topk": 3, "eps": 0.0}),
     "bad label of padding": (single([[0, 0, 32, 32]] * 2, [0, 7], EVERYWHERE, HALF, [1.0, 0.0]), {"topk": 3}),
+    "on the edge": (on_the_edge(), {"topk": 16, **VERSION_8_1}),
+    "former alpha": (single([[2, 1, 30, 9]], [0], around(9), HALF), {"topk": 16, "beta": 1.0, **VERSION_8_1}),
     "bad label outside": (single([[0, 0, 32, 32], [-99, 0, -9, 9]], [0, 7], EVERYWHERE, HALF), {"topk": 3}),
 }
 
