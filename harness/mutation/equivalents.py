@@ -15,7 +15,11 @@ LIST = Path(__file__).with_name("equivalent.toml")
 
 @dataclass(frozen=True)
 class Equivalent:
-    """One entry: mutants are known by text, so that lines may move. `operator` is "*" for any."""
+    """One entry: mutants are known by text, so that lines may move. `operator` is "*" for any.
+
+    `after` is "*" for a line on which no answer depends, such as how many rows are taken at a time: whatever survives
+    there is equivalent, and some of it may be found.
+    """
 
     file: str
     before: str
@@ -25,7 +29,7 @@ class Equivalent:
 
     def fits(self, mutant: Mutant) -> bool:
         """Whether this is the mutant, or one of those with the same text."""
-        same = (self.file, self.before, self.after) == (mutant.file, mutant.before, mutant.after)
+        same = (self.file, self.before) == (mutant.file, mutant.before) and self.after in ("*", mutant.after)
         return same and self.operator in ("*", mutant.operator)
 
     @property
@@ -51,9 +55,9 @@ def equivalents(path: Path = LIST) -> tuple[Equivalent, ...]:
     return tuple(found)
 
 
-def reason(mutant: Mutant, entries: Iterable[Equivalent]) -> str:
-    """Why a mutant is equivalent, or ""."""
-    return next((entry.reason for entry in entries if entry.fits(mutant)), "")
+def entry_of(mutant: Mutant, entries: Iterable[Equivalent]) -> Equivalent | None:
+    """The first entry that fits a mutant."""
+    return next((entry for entry in entries if entry.fits(mutant)), None)
 
 
 def unmatched(entries: Iterable[Equivalent], mutants: list[Mutant], files: set[str]) -> list[Equivalent]:

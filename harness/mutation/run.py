@@ -58,7 +58,7 @@ def _judge(population: Population, folder: RunFolder, progress: Progress, again:
                 if stop.is_set():
                     return  # its processes were ended under it
                 raise
-            row = _row(mutant, found, equivalents.reason(mutant, listed), counts[mutant.kind])
+            row = _row(mutant, found, equivalents.entry_of(mutant, listed), counts[mutant.kind])
             folder.append(JOURNAL, [row])
             progress.step(f"{mutant.file} {row['verdict']}")
 
@@ -83,12 +83,14 @@ def _spread(mutants: list[Mutant], workers: int) -> list[Mutant]:
     return [mutant for row in zip_longest(*parts) for mutant in row if mutant is not None]
 
 
-def _row(mutant: Mutant, found: dict[str, Any], reason: str, population: int) -> dict[str, Any]:
+def _row(
+    mutant: Mutant, found: dict[str, Any], entry: equivalents.Equivalent | None, population: int
+) -> dict[str, Any]:
     """The journal's row: a survivor that is listed is equivalent, a listed one that was found makes its entry stale."""
     verdict = found["verdict"]
-    if reason and verdict == "survived":
-        found = {**found, "verdict": "equivalent", "detail": reason}
-    elif reason:
+    if entry and verdict == "survived":
+        found = {**found, "verdict": "equivalent", "detail": entry.reason}
+    elif entry and entry.after != "*":
         found = {**found, "verdict": "stale", "detail": f"listed as equivalent, and found: {found['detail']}"}
     return {
         "id": mutant.id,
@@ -112,4 +114,4 @@ def _unmatched(entry: equivalents.Equivalent) -> dict[str, Any]:
         "seconds": 0.0,
     }
     mutant = Mutant("syntactic", entry.operator, entry.file, 0, entry.before, entry.after, "")
-    return _row(mutant, found, "", 0)
+    return _row(mutant, found, None, 0)

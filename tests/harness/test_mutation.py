@@ -17,7 +17,7 @@ from harness.mutation.command import SETTINGS
 from harness.mutation.mutant import Mutant, changed, distinct
 from harness.mutation.plan import MutationPlan
 from harness.mutation.reach import Reach
-from harness.mutation.run import _spread
+from harness.mutation.run import _row, _spread
 from harness.mutation.sample import chosen, sampled
 from harness.mutation.sources import Sources, module_name, statement
 from harness.mutation.zygote import Died, Zygote, ZygoteFailed, stage
@@ -118,9 +118,9 @@ def test_equivalents_are_known_by_text_and_refused_without_a_reason(tmp_path):
     entry = '[[equivalent]]\nfile = "cleanroom/a.py"\nbefore = "a0"\nafter = "b"\nreason = "{}"\n'
     file.write_text(entry.format("the same"))
     found = equivalents.equivalents(file)
-    assert equivalents.reason(mutant(0), found) == "the same"
-    assert equivalents.reason(mutant(1), found) == ""
-    assert equivalents.reason(mutant(0, file="cleanroom/b.py"), found) == ""
+    assert equivalents.entry_of(mutant(0), found).reason == "the same"
+    assert equivalents.entry_of(mutant(1), found) is None
+    assert equivalents.entry_of(mutant(0, file="cleanroom/b.py"), found) is None
     assert equivalents.unmatched(found, [mutant(0)], {"cleanroom/a.py"}) == []
     assert equivalents.unmatched(found, [mutant(1)], {"cleanroom/a.py"}) == list(found)
     assert equivalents.unmatched(found, [], {"cleanroom/b.py"}) == []
@@ -132,6 +132,22 @@ def test_equivalents_are_known_by_text_and_refused_without_a_reason(tmp_path):
         file.write_text(text)
         with pytest.raises(RequestError, match=said):
             equivalents.equivalents(file)
+
+
+def test_a_listed_mutant_that_is_found_is_stale_unless_the_line_stands_for_all_of_its_mutants():
+    found = {"killed": {"verdict": "killed", "by": "test", "detail": "t", "seconds": 1.0}}
+    found["survived"] = {**found["killed"], "verdict": "survived", "by": ""}
+    one, line = (equivalents.Equivalent("cleanroom/a.py", "a0", after, "why") for after in ("b", "*"))
+    assert equivalents.entry_of(mutant(0, after="other"), [one, line]) is line
+    verdicts = {
+        (how, entry.after): _row(mutant(0), found[how], entry, 9)["verdict"] for how in found for entry in (one, line)
+    }
+    assert verdicts == {
+        ("killed", "b"): "stale",
+        ("killed", "*"): "killed",
+        ("survived", "b"): "equivalent",
+        ("survived", "*"): "equivalent",
+    }
 
 
 def test_the_projects_list_of_equivalents_fits_its_files():
