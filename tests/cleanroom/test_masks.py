@@ -268,3 +268,12 @@ def test_shapes_name_the_argument():
         mask_terms(logits, [masks[0][0]], given_pairs(), 1)
     with pytest.raises(ValueError, match="masks must be tensors"):
         mask_terms(logits, [], given_pairs(), 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_rest_of_a_sure_probability_keeps_its_digits(dtype):
+    """In float64 a difference from 1 is enough, and is what upstream rounds."""
+    z = torch.tensor([20.0], dtype=dtype)
+    p = torch.sigmoid(z)
+    expected = 1 - p if dtype == torch.float64 else torch.tensor([2.0611537e-9])
+    torch.testing.assert_close(module._rest(z, p), expected, rtol=1e-6, atol=0)

@@ -182,3 +182,15 @@ def test_the_normaliser_of_several_processes(monkeypatch):
     monkeypatch.setattr(distributed, "all_reduce", lambda total: total.mul_(2))
     normaliser = ImageLoss._normaliser
     assert [normaliser(count, torch.device("cpu")).item() for count in (0, 1, 3)] == [1, 1, 1.5]
+
+
+def test_another_matcher_is_asked():
+    class Fixed(torch.nn.Module):
+        def forward(self, outputs, targets):
+            return [(torch.tensor([0, 3]), torch.tensor([1, 0])), (torch.tensor([2]), torch.tensor([0]))]
+
+    outputs = {"logits": logits(), "pred_boxes": predicted()}
+    found = ImageLoss(Fixed(), 3, 0.1, ["labels", "boxes"])(outputs, targets())
+    matched = outputs["pred_boxes"][[0, 0, 1], [0, 3, 2]]
+    expected = (matched - BOXES[[1, 0, 2]]).abs().sum() / 3
+    torch.testing.assert_close(found["loss_bbox"], expected)
