@@ -1,6 +1,5 @@
 """The strategies of anchors, codecs and element-wise overlaps reach what they promise."""
 
-import time
 from collections import Counter
 from importlib import import_module
 
@@ -119,10 +118,3 @@ def test_workloads_have_the_size_of_training(operation):
         else:
             largest = next(tensors[key] for key in ("distance", "bbox", "logits", "box1") if key in tensors)
             assert largest[..., 0].numel() == images * 8400
-
-
-@each_operation
-def test_cases_are_fast_to_draw(draw, operation):
-    start = time.process_time()
-    drawn = draw.__wrapped__(operation, examples=100)
-    assert (time.process_time() - start) / len(drawn) < 0.010

@@ -1,6 +1,5 @@
 """The strategies reach what they promise: by the tags of a few hundred draws, and again from the tensors."""
 
-import time
 from collections import Counter
 
 import pytest
@@ -306,13 +305,6 @@ def test_valid_detr_boxes_have_sides(draw):
 def test_the_same_seed_draws_the_same_cases(draw, operation, options):
     first, second = (draw.__wrapped__(operation, examples=40, **options) for _ in range(2))
     assert [case.digest for case in first] == [case.digest for case in second]
-
-
-@each_operation
-def test_cases_are_fast_to_draw(draw, operation, options):
-    start = time.process_time()
-    drawn = draw.__wrapped__(operation, examples=100, **options)
-    assert (time.process_time() - start) / len(drawn) < 0.010
 
 
 def test_a_planted_property_shrinks_to_a_readable_case():

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-QUICK = ("--no-bench", "--shrink-seconds", "0", "--dtypes", "float32", "--workers", "1", "--examples", "20")
+QUICK = ("--no-bench", "--shrink-seconds", "0", "--dtypes", "float32", "--workers", "1", "--examples", "10")
 NEWEST = {
     **dict.fromkeys(("bbox_loss", "v8_detection_loss"), "ultralytics==8.4.190"),
     **dict.fromkeys(("iou_loss", "yolox_bce"), "yolox==0.3.0"),

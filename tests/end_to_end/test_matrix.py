@@ -175,7 +175,7 @@ def test_a_release_that_moved_is_told_with_the_smallest_case(release, tmp_path, 
         "--archive",
         str(release),
         "--shrink-seconds",
-        "8",
+        "2",
     )
     out = capsys.readouterr().out
     assert run.code == 1  # no known settings give it

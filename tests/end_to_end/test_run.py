@@ -118,7 +118,7 @@ def test_an_interrupted_run_is_readable_and_resumable(tmp_path):
 
 @pytest.mark.oracle
 def test_a_failing_case_is_shrunk_saved_and_replayed(harness_run, capsys):
-    run = harness_run(*SMALL, "--no-bench", "--dtypes", "float32", "--shrink-seconds", "10", *plug("hungarian_no_giou"))
+    run = harness_run(*SMALL, "--no-bench", "--dtypes", "float32", "--shrink-seconds", "4", *plug("hungarian_no_giou"))
     assert run.code == 1
     from cases.case import Case
 
