@@ -79,7 +79,7 @@ def _quick(case):
     return "small" in case.tags and case.tensors["num_gt"].sum() <= 10
 
 
-@settings(max_examples=10, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(cases(dtypes=("float32", "float16", "bfloat16")).filter(_quick), st.sampled_from(sorted(SETTINGS)))
 def test_drawn_scenes(case, name):
     scene = {key: value.to(DEVICE) for key, value in case.tensors.items()}

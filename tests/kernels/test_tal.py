@@ -157,7 +157,7 @@ def small(case):
     return images * rows <= 24
 
 
-@settings(max_examples=8, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(tal_cases.cases(dtypes=("float32", "float16", "bfloat16")).filter(small))
 def test_drawn_cases(case):
     given = {name: value for name, value in case.settings.items() if name != "num_classes"}

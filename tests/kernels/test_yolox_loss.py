@@ -242,7 +242,7 @@ def test_edges(make, layout):
     assert not differences(run(some, layout=layout, use_l1=use_l1), reference(some, use_l1))
 
 
-@settings(max_examples=8, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(cases(dtypes=("float32", "float16", "bfloat16")).filter(lambda case: "small" in case.tags))
 def test_drawn_scenes(case):
     """Under the torch assigner: its kernels have tests of their own, and take their time here."""
