@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
@@ -33,6 +34,8 @@ def options(parser: argparse.ArgumentParser, count: Any) -> None:
     parser.add_argument("--examples", type=count, default=EXAMPLES, metavar="N", help=text)
     parser.add_argument("--no-tests", action="store_true", help="leave the project's own tests out of the gate")
     parser.add_argument("--workers", type=count, metavar="N", help="mutants judged at a time, at most two")
+    text = "begin no mutant after so long; what was judged is the sample"
+    parser.add_argument("--minutes", type=count, metavar="N", help=text)
     parser.add_argument("--out", type=Path, metavar="DIR", help="a new run folder (default: runs/TIME)")
     parser.add_argument("--into", type=Path, metavar="DIR", help="a run folder: its mutants continued, or added to it")
     parser.add_argument("--again", action="store_true", help="with --into: judge what survived once more")
@@ -60,10 +63,10 @@ def mutate(arguments: argparse.Namespace) -> int:
     if not count:
         raise RequestError(f"--kind {arguments.kind}: --files {plan.files!r} has no such mutant")
     folder, run = _opened(arguments, plan)
-    progress = Progress()
+    progress, seconds = Progress(), math.inf if arguments.minutes is None else 60.0 * arguments.minutes
     try:
         whole = Plan.from_json(run["settings"]) if run.get("kind", "run") == "run" else None
-        summary = execute(population, folder, whole, progress, again=arguments.again)
+        summary = execute(population, folder, whole, progress, again=arguments.again, seconds=seconds)
         _tell(folder)
     finally:
         progress.stop()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
 from itertools import zip_longest
@@ -22,12 +24,21 @@ JOURNAL = "mutants"
 
 
 def execute(
-    population: Population, folder: RunFolder, run_plan: Plan | None, progress: Progress, *, again: bool = False
+    population: Population,
+    folder: RunFolder,
+    run_plan: Plan | None,
+    progress: Progress,
+    *,
+    again: bool = False,
+    seconds: float = math.inf,
 ) -> dict[str, Any]:
-    """Judge what the folder has no verdict of (with `again`, survivors too), then write frames, summary and report."""
+    """Judge what the folder has no verdict of (with `again`, survivors too), then write frames, summary and report.
+
+    After `seconds` no further mutant is begun: what was judged is the sample.
+    """
     interrupted, lost = False, ()
     try:
-        _judge(population, folder, progress, again)
+        _judge(population, folder, progress, again, time.monotonic() + seconds)
     except KeyboardInterrupt:
         interrupted = True
     except ZygoteFailed as error:
@@ -35,7 +46,7 @@ def execute(
     return finish(run_plan, folder, interrupted=interrupted, lost=lost)
 
 
-def _judge(population: Population, folder: RunFolder, progress: Progress, again: bool) -> None:
+def _judge(population: Population, folder: RunFolder, progress: Progress, again: bool, end: float) -> None:
     plan, listed = population.plan, equivalents.equivalents()
     settled = {row["id"] for row in folder.rows(JOURNAL) if not (again and row["verdict"] != "killed")}
     waiting = _spread([mutant for mutant in population.tried if mutant.id not in settled], plan.workers)
@@ -50,7 +61,7 @@ def _judge(population: Population, folder: RunFolder, progress: Progress, again:
     with closing(Gate(plan, population.sources, folder.path, {mutant.file for mutant in waiting})) as gate:
 
         def one(mutant: Mutant) -> None:
-            if stop.is_set():
+            if stop.is_set() or time.monotonic() > end:
                 return
             try:
                 found = gate.judge(mutant)

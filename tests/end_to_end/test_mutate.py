@@ -41,6 +41,13 @@ def rows(folder):
 
 
 @pytest.mark.oracle
+def test_after_its_minutes_no_mutant_is_begun(mutate, ids):
+    code, folder, summary = mutate("--ids", next(iter(ids.values())), "--minutes", "0")
+    assert (code, summary["sentence"]) == (5, "Nothing was tried.")
+    assert not (folder / "journal/mutants.jsonl").exists()
+
+
+@pytest.mark.oracle
 def test_the_gate_finds_mutants_and_a_weak_one_does_not(mutate, ids, capsys):
     before = {file: file.stat().st_mtime_ns for file in (PROJECT / "cleanroom").rglob("*.py")}
     chosen = ",".join(list(ids.values())[:2])
