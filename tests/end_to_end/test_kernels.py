@@ -18,7 +18,7 @@ KERNELS = [name for name in NAMES if "triton" in operation(name).candidates]
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_hold(harness_run, name):
     run = harness_run(
-        "--ops", name, "--backends", "triton", "--oracles", ORACLES, "--examples", "4", "--shrink-seconds", "0",
+        "--ops", name, "--backends", "triton", "--oracles", ORACLES, "--examples", "1", "--shrink-seconds", "0",
         "--dtypes", "float32",
         "--workloads", "coco-b1", "--time-limit", "120",
     )  # fmt: skip
