@@ -1,7 +1,7 @@
 """Task-aligned assigner of ultralytics (specification: task_aligned.md)."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -22,17 +22,21 @@ def bind(tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> Bound
 
     Raises RequestError where such a release is asked for a `topk2`.
     """
-    holder = public("utils.tal", "TaskAlignedAssigner")
-    chosen = {name: settings[name] for name in SETTINGS}
-    accepted = inspect.signature(holder).parameters
-    if "topk2" in accepted:
+    return prepared("tal", "TaskAlignedAssigner", tensors, settings)
+
+
+def prepared(operation: str, name: str, tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> Bound:
+    """The call of the assigner class of that name; RequestError names the operation."""
+    holder = public("utils.tal", name)
+    chosen = {setting: settings[setting] for setting in SETTINGS}
+    if "topk2" in inspect.signature(holder).parameters:
         chosen |= {"topk2": settings["topk2"], "stride": settings["stride"]}
     elif settings["topk2"] is not None:
         raise RequestError(
-            f"tal: this version of ultralytics has no topk2, and the case sets it to {settings['topk2']}"
+            f"{operation}: this version of ultralytics has no topk2, and the case sets it to {settings['topk2']}"
         )
     assigner = holder(**chosen)
-    return Bound(partial(assigner, *(tensors[name] for name in ARGUMENTS)), translate)
+    return Bound(partial(assigner, *(tensors[argument] for argument in ARGUMENTS)), translate)
 
 
 def translate(raw: tuple[Tensor, ...]) -> dict[str, Tensor]:
@@ -44,11 +48,18 @@ def translate(raw: tuple[Tensor, ...]) -> dict[str, Tensor]:
 def quantities(tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> dict[str, Tensor]:
     """Return "overlap" (B, n, A): max(CIoU, 0) of every pair, also of pairs that are no candidates."""
     bbox_iou = public("utils.metrics", "bbox_iou")
-    gt_bboxes, pd_bboxes = tensors["gt_bboxes"], tensors["pd_bboxes"]
+
+    def overlap(truths: Tensor, predictions: Tensor) -> Tensor:
+        return bbox_iou(truths[:, None], predictions, xywh=False, CIoU=True).squeeze(-1)
+
+    return {"overlap": pairwise(overlap, tensors["gt_bboxes"], tensors["pd_bboxes"])}
+
+
+def pairwise(overlap: Callable[[Tensor, Tensor], Tensor], gt_bboxes: Tensor, pd_bboxes: Tensor) -> Tensor:
+    """(B, n, A) overlaps, at least 0, of every pair in an image, some rows at a time."""
     rows = max(1, PAIRS_AT_ONCE // max(1, pd_bboxes.shape[1]))
-    images = []
-    for truths, predictions in zip(gt_bboxes, pd_bboxes, strict=True):
-        overlaps = [bbox_iou(some[:, None], predictions, xywh=False, CIoU=True) for some in truths.split(rows)]
-        images.append(torch.cat(overlaps).squeeze(-1).clamp_(min=0))
-    shape = (*gt_bboxes.shape[:2], pd_bboxes.shape[1])
-    return {"overlap": torch.stack(images) if images else pd_bboxes.new_zeros(shape)}
+    images = [
+        torch.cat([overlap(some, predictions) for some in truths.split(rows)]).clamp_(min=0)
+        for truths, predictions in zip(gt_bboxes, pd_bboxes, strict=True)
+    ]
+    return torch.stack(images) if images else pd_bboxes.new_zeros(*gt_bboxes.shape[:2], pd_bboxes.shape[1])

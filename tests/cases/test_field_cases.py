@@ -7,6 +7,7 @@ import pytest
 
 from cases import field
 from cases.pinned import pinned
+from harness import relations
 from harness.describe import show
 from harness.operations import NAMES, operation
 from reference import read_pins
@@ -68,7 +69,6 @@ def test_what_covers_a_row_exists(row):
         assert control in read_pins() or (ROOT / control).is_file()
     assert set(row.operations) | set(row.targets) <= set(NAMES)
     if row.relations:
-        relations = pytest.importorskip("harness.relations")
         assert set(row.relations) <= set(relations.NAMES)
 
 

@@ -18,6 +18,7 @@ from harness.operations import NAMES as OPERATIONS
 from harness.operations import operation
 from harness.relations import BROKEN, HOLDS, NAMES, REJECTED, check, matching, trying
 from harness.relations.declaration import Relations
+from harness.relations.trial import Broken, Trial
 from harness.worker import as_outputs
 from tests import relation_faults as faults
 
@@ -133,6 +134,18 @@ def test_a_tie_is_no_contradiction_and_a_worse_matching_is():
     case = Case.load(Path(cases.__file__).parent / "pinned" / "hungarian-rtdetr-all-costs-equal.safetensors")
     rows = check(operation("hungarian"), case, built_in("hungarian"), ("ground truths", "anchors", "optimality"))
     assert [row["verdict"] for row in rows] == [HOLDS] * 3
+
+
+def test_other_pairs_of_a_loss_are_a_tie_at_the_same_total_alone():
+    trial = Trial(operation("rtdetr_loss"), stored("rtdetr_loss")[0], None)
+    expected = {"total": torch.tensor(2.0), "owner": torch.tensor([0, 1]), "gradient of pred_bboxes": torch.arange(2.0)}
+    crossed = {name: value.flip(0) if value.ndim else value for name, value in expected.items()}
+    trial.by_cost(expected, crossed)
+    dearer = {**crossed, "total": torch.tensor(2.0001)}
+    other_slope = {**crossed, "owner": expected["owner"]}
+    for wrong in (dearer, other_slope):
+        with pytest.raises(Broken):
+            trial.by_cost(expected, wrong)
 
 
 @pytest.mark.parametrize(("sizes", "worse"), [((3, 3), True), ((3, 5), True), ((5, 3), True), ((3, 3), False)])
