@@ -66,7 +66,7 @@ def test_operations_are_measured_on_what_was_reported_slow():
         assert "dense-xview" in operation(name).workloads
     profiles = tomllib.loads(PROFILES.read_text())
     assert [name for name, profile in profiles.items() if "dense-xview" in profile["workloads"]] == []
-    assert "coco-b1" in profiles["ci"]["workloads"]
+    assert "coco-b1" in profiles["full"]["workloads"]
 
 
 def test_an_unknown_request_names_the_argument():
