@@ -136,6 +136,7 @@ def _run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--memory-limit", type=_positive, metavar="GB", help="memory that one worker may take (default: no limit)"
     )
+    run.add_argument("--row-seconds", type=_positive, metavar="SECONDS", help="spent on timing a row")
     run.add_argument("--shrink-seconds", type=_count, metavar="N", help="spent on shrinking a kind of failure")
     run.add_argument("--baseline", metavar="FILE", help=BASELINE_HELP)
     run.add_argument("--relations", metavar="LIST", help="relations without an oracle (default: all)")
@@ -231,7 +232,7 @@ def _plan(arguments: argparse.Namespace):
         workers=arguments.workers or os.cpu_count() or 1,
         time_limit=arguments.time_limit,
         memory_limit=arguments.memory_limit,
-        row_seconds=profile["row_seconds"],
+        row_seconds=arguments.row_seconds or profile["row_seconds"],
         shrink_seconds=profile["shrink_seconds"] if arguments.shrink_seconds is None else arguments.shrink_seconds,
         baseline=arguments.baseline or baseline.STORED,
         relations=() if arguments.no_relations else plan.names(arguments.relations, NAMES, "--relations"),

@@ -119,14 +119,16 @@ def changes_its_input_in_the_backward_pass(*, bboxes_a, bboxes_b, **given):
 
 def changes_its_input_later(**given):
     """A thread that has ended before anyone counts threads, but for what its timer does."""
-    box = given["bboxes_a"].detach()
+    box, answered = given["bboxes_a"].detach(), _thread.allocate_lock()
 
     def change():
-        time.sleep(0.002)
-        box.add_(1)
+        with answered:
+            time.sleep(0.002)
+            box.add_(1)
 
-    _thread.start_new_thread(change, ())
-    return honest(**given)
+    with answered:
+        _thread.start_new_thread(change, ())
+        return honest(**given)
 
 
 def answers_behind_its_input(**given):

@@ -2,6 +2,9 @@
 
 import os
 
+# Several processes of tests share the cores: a thread that waits for another one must not spin meanwhile.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 from hypothesis import Phase, settings
 
