@@ -44,7 +44,7 @@ class Problems(NamedTuple):
 
     `starts`, `rows`, `columns`: (P,) int64 or int32 on the device, of any stride: the first element of each problem,
     counted from the first of the tensor, and its numbers of rows and columns. `most_rows` and `most_columns` are
-    bounds that the host knows, also the widths of the outputs: larger numbers are cut to them.
+    bounds that the host knows, also the widths of the outputs: larger numbers are cut to them, negative ones are 0.
     """
 
     starts: Tensor
@@ -159,8 +159,8 @@ def _orient(starts, starts_stride, rows, rows_stride, columns, columns_stride, r
     start = tl.load(starts + problem * starts_stride).to(tl.int64)
     given_rows = tl.load(rows + problem * rows_stride).to(tl.int32)
     given_columns = tl.load(columns + problem * columns_stride).to(tl.int32)
-    given_rows = tl.minimum(tl.maximum(given_rows, 0), most_rows)
-    given_columns = tl.minimum(tl.maximum(given_columns, 0), most_columns)
+    given_rows = tl.minimum(given_rows, most_rows)
+    given_columns = tl.minimum(given_columns, most_columns)
     swapped = given_rows > given_columns
     number = tl.minimum(given_rows, given_columns)
     width = tl.maximum(given_rows, given_columns)

@@ -298,7 +298,7 @@ def _sum_classes(
             wanted = candidate[:, None] & (entry < classes)
             cls_logits = tl.load(at + entry.to(tl.int64) * cls_class, mask=wanted, other=0)
             found = _log_absent(_probability(cls_logits, obj_logits[:, None]))
-            log_absent += tl.where(wanted, found, 0.0).to(tl.float64)
+            log_absent += tl.where(wanted, found, 0.0)
     total = tl.where(candidate, -tl.sum(log_absent, 1), _INFINITE)
     tl.store(background + image * anchors + anchor, total, mask=there)
     tl.store(claims + image * anchors + anchor, tl.zeros((ANCHORS,), tl.int64), mask=there)
@@ -517,7 +517,7 @@ def _resolve(
                 cheapest = tl.minimum(cheapest, tl.min(cost_key, 0))
         owner = tl.where(contested, (cheapest & _LOW_WORD).to(tl.int32), owner)
 
-    owned = claimed & (owner >= 0) & (owner < boxes)
+    owned = claimed & (owner >= 0)
     g_x, g_y, g_width, g_height = _load_box(gt + image * gt_image + owner * gt_row, gt_side, owned)
     g_left, g_top, g_right, g_bottom, g_area = _corners(g_x, g_y, g_width, g_height)
     iou = _overlap(g_left, g_top, g_right, g_bottom, g_area, left, top, right, bottom, area)

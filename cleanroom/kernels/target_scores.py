@@ -136,7 +136,7 @@ def metric_kernel(
             (y + bottom) * stride,
             LEGACY,
         )
-        overlap = tl.where(learns, tl.maximum(overlap, 0.0), 0.0)
+        overlap = tl.maximum(overlap, 0.0)
         cube = overlap * overlap * overlap
         metric = tl.where(learns, tl.sqrt_rn(probability) * (cube * cube), 0.0)
         # Bits of floats that are not negative have the order of the floats: the largest does not depend on the order.

@@ -21,8 +21,9 @@ from harness.mutation.zygote import Died, Zygote
 LIMIT = 1800.0
 """Seconds of the clock that one request may take, beside the processor time of each case and test."""
 RECORD_LIMIT = 3600.0
-TEST_SECONDS = 60.0
-"""Recorded seconds of tests that a mutant is given, the cheapest first; `detail` says where there were more."""
+TEST_SECONDS, KERNEL_TEST_SECONDS = 60.0, 900.0
+"""Recorded seconds of tests that a mutant is given, the cheapest first; `detail` says where there were more. Those of
+kernels are long, as the interpreter is recorded too; nothing else finds what only one scene shows."""
 COMPILING = "compil"
 """In the name of a test that compiles."""
 KERNELS = "cleanroom/kernels/"
@@ -184,10 +185,10 @@ class Gate:
             # What runs under torch.compile alone is traced, not run: nobody sees its lines.
             found = [row for row in seen if COMPILING in row["test"] or mutant.file in row["lines"]]
         found.sort(key=lambda row: row["seconds"])
-        spent, rows = 0.0, []
+        spent, rows, most = 0.0, [], KERNEL_TEST_SECONDS if own else TEST_SECONDS
         for row in found:
             spent += row["seconds"]
-            if spent <= TEST_SECONDS or not rows:
+            if spent <= most or not rows:
                 rows.append({"test": row["test"], "seconds": row["seconds"]})
         return rows, len(found) - len(rows)
 

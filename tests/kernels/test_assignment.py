@@ -239,6 +239,15 @@ BATCH = padded([ties(8, 8), random(5, 8), random(7, 3), like_detr(6, 7), ties(6,
 
 
 @EITHER
+def test_negative_numbers_are_none(order):
+    """Numbers lie on the device, so that nobody else sees them."""
+    cost, sizes = BATCH
+    sizes = [(-1, 8), sizes[1], (7, -2), (-3, -1), sizes[4]]
+    found = assignment.solve(*given_problems(cost.to(DEVICE), sizes), order=order)
+    judge(cost, [(max(rows, 0), max(columns, 0)) for rows, columns in sizes], found, scipy_order=order == "scipy")
+
+
+@EITHER
 @pytest.mark.parametrize(("block", "entries"), [(8, 8), (16, 64), (64, 4096)])
 def test_block_sizes(monkeypatch, order, block, entries):
     """8 rows and columns: vectors as wide and wider; one row a program, some, and more than there are."""

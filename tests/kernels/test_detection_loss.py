@@ -354,6 +354,7 @@ def test_padded_targets(monkeypatch, poisoned, block, most):
         ([0, 1, 2], 3, "descend"),
         ([-1, 0, 1], 3, "descend"),
         ([0, 1, 1, 1], 2, "max_objects"),
+        ([0, 0, 0, 1], 2, "max_objects"),
     ],
 )
 def test_targets_that_are_refused(index, rows, message):
@@ -545,14 +546,26 @@ def test_faults_are_caught(planted, poisoned, monkeypatch, name):
         compare(tied(), factor)
 
 
+def scored(made):
+    """Arguments of `target_scores` but for its settings."""
+    tensors = made.scores, made.boxes, made.owner, made.score, made.labels, made.gt_boxes, made.points, made.strides
+    return tuple(tensor.to(DEVICE) for tensor in tensors)
+
+
+def test_target_scores_carry_no_gradient():
+    made = problem(3)
+    for leaf in (made.scores, made.boxes, made.gt_boxes):
+        leaf.requires_grad_()
+    assert not target_scores.target_scores(*scored(made), 16, "stable").requires_grad
+
+
 def test_a_lost_maximum_is_caught(planted):
     """Peaks of a row by plain stores: the last program's would stand."""
     lost = 'tl.atomic_max(peaks + row, metric.to(tl.int32, bitcast=True), mask=learns, sem="relaxed")'
     racing = planted(target_scores, (lost, "tl.store(peaks + row, metric.to(tl.int32, bitcast=True), mask=learns)"))
     made = problem(14, rows=2, scale=0.5)
     made.gt_boxes[:] = torch.tensor([-8.0, -8, 150, 150])
-    given = made.scores, made.boxes, made.owner, made.score, made.labels, made.gt_boxes, made.points, made.strides
-    right, wrong = (module.target_scores(*given, 16, "stable") for module in (target_scores, racing))
+    right, wrong = (module.target_scores(*scored(made), 16, "stable") for module in (target_scores, racing))
     assert right.max() > 0.1
     assert not torch.allclose(right, wrong)
 

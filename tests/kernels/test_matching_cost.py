@@ -502,8 +502,11 @@ def pairs_are_right(module):
     columns[3, :3] = torch.tensor([1, 0, 2])
     problems = matching_cost.ragged(sizes, 5, 2, DEVICE)
     # Room on both sides: a fault writes there, not into the memory of others.
-    pairs = torch.stack([runtime.empty((48,), torch.int64, DEVICE) for _ in range(3)])[:, 16:32]
+    room = torch.full((3, 48), -9, device=DEVICE)
+    pairs = room[:, 16:32]
     module.write_pairs(columns, status, problems, pairs, 3, local=False)
+    assert (room[:, :16] == -9).all()
+    assert (room[:, 32:] == -9).all()
     assert pairs.tolist() == [
         [0, 0, 0, 2, 2, 2, 2, 2] * 2,
         [1, 2, 4, 0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3, 4],

@@ -334,6 +334,9 @@ def test_inputs_that_need_a_gradient():
     for argument in (arguments[0], arguments[1], arguments[4]):
         argument.requires_grad_()
     assert not any(output.requires_grad for output in task_aligned_assign(*arguments, topk=5, path="triton"))
+    found = answered(tal, arguments, topk=5)
+    found += tal_targets.targets(found[0], arguments[3][..., 0].long().to(DEVICE), arguments[4].to(DEVICE))
+    assert not any(output.requires_grad for output in found)
 
 
 # Planted faults
