@@ -215,8 +215,8 @@ def focal_terms(x, bins, wanted, by_expected, by_side, R: tl.constexpr, BINS: tl
     below, likely, total, distance = expected(x, bins, R, BINS)
     # Beyond the last distance weights are 0.01 and 0.99; in float32, R - 1.01 has lost the digits of the first.
     beyond = wanted >= R - 1.01
-    clamped = tl.where(beyond, R - 1.01, tl.maximum(wanted, 0.0))
-    lower = tl.floor(clamped)
+    clamped = tl.maximum(wanted, 0.0)
+    lower = tl.where(beyond, R - 2.0, tl.floor(clamped))
     near = tl.where(beyond, 0.01, lower + 1.0 - clamped)[None, :]
     far = tl.where(beyond, 0.99, clamped - lower)[None, :]
     low = lower.to(tl.int32)[None, :]

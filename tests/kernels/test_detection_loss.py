@@ -347,6 +347,11 @@ def test_padded_targets(monkeypatch, poisoned, block, most):
             torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
+def test_padded_targets_carry_no_gradient():
+    given = [torch.tensor(value, device=DEVICE, requires_grad=True) for value in ([0.0], [1.0], [[0.5, 0.5, 0.1, 0.1]])]
+    assert not any(found.requires_grad for found in targets.padded_targets(*given, 1, 1, SIZE))
+
+
 @pytest.mark.parametrize(
     ("index", "rows", "message"),
     [
