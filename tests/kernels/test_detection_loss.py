@@ -513,7 +513,7 @@ FAULTS = {
     "mask one short in the bins": ("0.0), mask=(bins < R)", "0.0), mask=(bins < R - 1)"),
     "background not filled with zeros": ("tl.float32), mask=(bins < R)", "tl.float32), mask=(bins < 0)"),
     "ties to the second box": ("tl.where(one == other, 0.5, 0.0)", "tl.where(one == other, 0.0, 0.0)"),
-    "the nearest bin for the lower": ("lower = tl.floor(clamped)", "lower = tl.floor(clamped + 0.5)"),
+    "the nearest bin for the lower": ("tl.floor(clamped)", "tl.floor(clamped + 0.5)"),
     "a factor forgotten": ("scale * factor", "scale"),
     "a term's sum lost": ("tl.store(sums + (images + image) * tiles + tile, distance_sum)", "pass"),
 }

@@ -190,6 +190,14 @@ def without_area():
     return some
 
 
+def specks():
+    """Boxes around the origin with areas not far above what keeps a denominator from 0."""
+    some, maps, labels = changed()
+    labels[:, :3, 1:] = torch.tensor([0.0, 0, 2.0**-22, 2.0**-22], dtype=torch.float64)
+    maps[0][:, :4, 0, 0] = torch.tensor([0.0, 0, -16.625, -16.625], dtype=torch.float64)  # about 2 ** -21 pixels
+    return some
+
+
 def met_exactly():
     """Boxes whose edges all, or some, are those of their ground truths: the shares are halves."""
     some, maps, labels = changed(share=2)
@@ -229,7 +237,7 @@ def padding():
 
 
 EDGES = [
-    no_positive, all_positive, empty_image, one_class, many_classes, extreme_logits, thin_boxes, without_area,
+    no_positive, all_positive, empty_image, one_class, many_classes, extreme_logits, thin_boxes, specks, without_area,
     met_exactly, infinite, not_a_number, padding,
 ]  # fmt: skip
 
