@@ -34,7 +34,7 @@ def atan(x):
     a = tl.abs(x)
     steep = a > _TAN_3PI_8
     middle = (a > _TAN_PI_8) & (a <= _TAN_3PI_8)
-    t = tl.where(steep, tl.div_rn(-1.0, tl.where(steep, a, 1.0)), a)
+    t = tl.where(steep, tl.div_rn(-1.0, a), a)
     t = tl.where(middle, tl.div_rn(a - 1.0, a + 1.0), t)
     base = tl.where(steep, _HALF_PI, tl.where(middle, _QUARTER_PI, 0.0))
     z = t * t

@@ -74,7 +74,7 @@ def _target_scores(
     rows = labels.shape[1]
     owner, score, labels, gt_boxes = (tensor.contiguous() for tensor in (owner, score, labels, gt_boxes))
     target = runtime.empty(score.shape, torch.float32, score.device)
-    peaks = runtime.zeros((2, images, max(rows, 1)), torch.int32, score.device)
+    peaks = runtime.zeros((2, images, rows), torch.int32, score.device)
     runtime.launch(
         metric_kernel,
         (triton.cdiv(anchors, BLOCK), images),
