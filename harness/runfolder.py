@@ -29,6 +29,8 @@ KEYS = {
     "versions": ["operation", "oracle", "candidate"],
 }
 """A row appended again (a verdict with the file of its shrunk case, say) replaces the earlier one of its key."""
+RETRACTED = "retracted"
+"""The verdict of a row that takes the earlier ones of its key back: no frame has it."""
 
 
 class RunFolderError(ValueError):
@@ -166,6 +168,8 @@ class RunFolder:
             frame = pd.DataFrame(list(self.rows(journal))).assign(**constants)
             if journal in KEYS and len(frame):
                 frame = frame.drop_duplicates(KEYS[journal], keep="last")
+            if "verdict" in frame:
+                frame = frame[frame["verdict"] != RETRACTED]
             if journal in OPTIONAL and not len(frame):
                 continue
             content = io.BytesIO()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -81,6 +82,14 @@ class Population:
     def tried(self) -> list[Mutant]:
         """Those that are judged: the semantic ones first."""
         return sample.sampled(self.all, self.plan.sample, self.plan.seed)
+
+    def gone(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows of a journal that stand for nothing in the present text: it was changed, or its list of equivalents."""
+        present = {mutant.id for mutant in self.all}
+        unknown = {row["id"]: row for row in rows if row["id"] not in present}
+        files = {row["file"] for row in unknown.values()} & set(self.sources.texts)
+        present = {mutant.id for file in files for mutant in mutants_of(self.sources, file)}
+        return [row for key, row in unknown.items() if key not in present]
 
     @cached_property
     def unmatched(self) -> list[equivalents.Equivalent]:

@@ -18,7 +18,7 @@ from harness.mutation.zygote import ZygoteFailed
 from harness.plan import Plan
 from harness.progress import Progress
 from harness.run import finish
-from harness.runfolder import RunFolder
+from harness.runfolder import RETRACTED, RunFolder
 
 JOURNAL = "mutants"
 
@@ -48,6 +48,8 @@ def execute(
 
 def _judge(population: Population, folder: RunFolder, progress: Progress, again: bool, end: float) -> None:
     plan, listed = population.plan, equivalents.equivalents()
+    if gone := population.gone(folder.rows(JOURNAL)):
+        folder.append(JOURNAL, [{**row, "verdict": RETRACTED} for row in gone])
     settled = {row["id"] for row in folder.rows(JOURNAL) if not (again and row["verdict"] != "killed")}
     waiting = _spread([mutant for mutant in population.tried if mutant.id not in settled], plan.workers)
     counts = {kind: sum(mutant.kind == kind for mutant in population.all) for kind in plan.kinds}
