@@ -44,7 +44,9 @@ def _geometry(
     maps = [torch.empty(1, 0, rows, columns, dtype=dtype, device=device) for rows, columns in levels]
     rows, columns = levels[0]
     size = (_rounded(columns * strides[0], dtype), _rounded(rows * strides[0], dtype))
-    return Geometry(*make_anchors(maps, strides), size)
+    # Autocast would make it another one, or refuse float16 on the CPU; what is remembered serves inside and outside.
+    with torch.autocast(device.type, enabled=False):
+        return Geometry(*make_anchors(maps, strides), size)
 
 
 @lru_cache(maxsize=16)
