@@ -1,6 +1,7 @@
 """What a YOLO head's box channels mean: anchor grid, distances of the sides, boxes (boxes.md, sections 1, 2 and 6)."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -45,7 +46,8 @@ def _geometry(
     rows, columns = levels[0]
     size = (_rounded(columns * strides[0], dtype), _rounded(rows * strides[0], dtype))
     # Autocast would make it another one, or refuse float16 on the CPU; what is remembered serves inside and outside.
-    with torch.autocast(device.type, enabled=False):
+    known = torch.amp.is_autocast_available(device.type)
+    with torch.autocast(device.type, enabled=False) if known else nullcontext():
         return Geometry(*make_anchors(maps, strides), size)
 
 
