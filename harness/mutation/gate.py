@@ -87,9 +87,7 @@ class Gate:
                     return found, ""
             if self._plan.tests:
                 rows, more = self._reaching_tests(mutant, lines, any(rows for _, rows in cases))
-                scratch = self._scratch / "pytest"
-                scratch.mkdir(exist_ok=True)
-                if rows and (found := self._suite("kill", rows=rows, scratch=str(scratch), **own)):
+                if found := self._by_tests(rows, own):
                     return {"by": found["by"], "detail": found["detail"]}, ""
                 tried.append(f"{len(rows)} of {len(rows) + more} tests" if more else f"{len(rows)} tests")
         except Died as died:
@@ -115,6 +113,20 @@ class Gate:
             if self._sound[key]:
                 return {"by": by, "detail": found["detail"]}
             rows = [other for other in rows if (other["case"], other["candidate"]) != (row["case"], row["candidate"])]
+        return None
+
+    def _by_tests(self, rows: list[dict], own: dict[str, str]) -> dict[str, str] | None:
+        """What tests find. One that fails the unmutated library when nothing ran before it is none."""
+        while rows:
+            found = self._suite("kill", rows=rows, **own)
+            if not found or "test" not in found:
+                return found
+            test = found["test"]
+            if ("test", test) not in self._sound:
+                self._sound["test", test] = self._suite("holds", test=test, subject=str(self._subject))
+            if self._sound["test", test]:
+                return found
+            rows = [row for row in rows if row["test"] != test]
         return None
 
     def _for_relations(self, cases: list[tuple[str, list[dict]]]) -> Iterator[tuple[str, list[dict]]]:
@@ -218,13 +230,11 @@ class Gate:
         return " ".join(sorted(file.name for file in (self._sources.project / "cases/pinned").glob(f"{operation}-*")))
 
     def _recorded_tests(self, file: str) -> list[dict[str, Any]]:
-        scratch = self._scratch / "pytest"
-        scratch.mkdir(exist_ok=True)
         key = self._sources.digest(self._sources.closure(file), file)
         return self._kept(
             file.replace("/", "-"),
             key,
-            lambda: self._suite("record", file=file, subject=str(self._subject), scratch=str(scratch)),
+            lambda: self._suite("record", file=file, subject=str(self._subject)),
         )
 
     def _kept(self, name: str, key: str, make: Any) -> list[dict[str, Any]]:
@@ -245,7 +255,9 @@ class Gate:
 
     def _suite(self, task: str, **request: Any) -> Any:
         limit = RECORD_LIMIT if task == "record" else LIMIT
-        return self._zygote("").ask(f"harness.mutation.suite:{task}", limit, **request)
+        scratch = self._scratch / "pytest"
+        scratch.mkdir(exist_ok=True)
+        return self._zygote("").ask(f"harness.mutation.suite:{task}", limit, scratch=str(scratch), **request)
 
     def _zygote(self, oracle: str) -> Zygote:
         """The zygote that holds an oracle; "" is the one of the tests."""

@@ -100,7 +100,18 @@ def kill(
     _run([row["test"] for row in rows], watch, scratch, connection)
     if watch.failed is None:
         return None
-    return {"by": "test", "test": watch.failed[0], "detail": f"{watch.failed[0]}: {watch.failed[1]}"[:300]}
+    failed, said = watch.failed
+    test = next((row["test"] for row in rows if failed == row["test"]), None)
+    # A file that cannot even be collected is found by no test of its own.
+    return {"by": "test", "detail": f"{failed}: {said}"[:300], **({"test": test} if test else {})}
+
+
+def holds(connection: Connection, test: str, subject: str, scratch: str) -> bool:
+    """Whether a test passes on the unmutated library where no other has run before."""
+    overlay.lay(Path(subject))
+    watch = _Watch(connection, {})
+    _run([test], watch, scratch, connection)
+    return watch.failed is None
 
 
 def _run(tests: list[str], watch: _Watch, scratch: str, connection: Connection) -> None:

@@ -14,6 +14,7 @@ import pytest
 from harness.bars import mutation as bars
 from harness.mutation import equivalents, syntactic
 from harness.mutation.command import SETTINGS
+from harness.mutation.gate import Gate
 from harness.mutation.mutant import Mutant, changed, distinct
 from harness.mutation.plan import MutationPlan
 from harness.mutation.reach import Reach
@@ -328,3 +329,19 @@ def test_the_report_lists_survivors_and_equivalents_with_their_lines():
     assert (row["place"].text, row["after"].text) == ("cleanroom/a.py:1", "<b>")
     [row] = found["mutants"].rows
     assert (row["killed"].value, row["parity"].value, row["share"].value) == (1, 1, 0.5)
+
+
+def test_a_test_that_fails_anyway_finds_no_mutant():
+    class Stub(Gate):
+        def __init__(self):
+            self._sound, self._subject = {}, "subject"
+
+        def _suite(self, task, **request):
+            if task == "holds":
+                return request["test"] != "fails alone"
+            name = request["rows"][0]["test"]
+            return {"by": "test", "detail": f"{name}: assert", "test": name}
+
+    rows = [{"test": "fails alone"}, {"test": "fails on the mutant"}]
+    assert Stub()._by_tests(rows, {})["test"] == "fails on the mutant"
+    assert Stub()._by_tests(rows[:1], {}) is None
