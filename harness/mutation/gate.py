@@ -193,9 +193,10 @@ class Gate:
             for file in self._sources.importers(mutant.file, files):
                 seen += self._recorded_tests(file)
                 found += _reaching(self._recorded_tests(file), mutant.file, lines)
-        if not found and not reached:
+        if not reached:
             # What runs under torch.compile alone is traced, not run: nobody sees its lines.
-            found = [row for row in seen if COMPILING in row["test"] or mutant.file in row["lines"]]
+            unseen = [row for row in seen if COMPILING in row["test"] or (not found and mutant.file in row["lines"])]
+            found += [row for row in unseen if row not in found]
         found.sort(key=lambda row: row["seconds"])
         spent, rows, most = 0.0, [], KERNEL_TEST_SECONDS if own else TEST_SECONDS
         for row in found:
