@@ -557,6 +557,15 @@ def scored(made):
     return tuple(tensor.to(DEVICE) for tensor in tensors)
 
 
+def test_labels_below_all_classes_score_as_the_first():
+    """Labels of padding, and what is refused elsewhere: no memory before the scores is read."""
+    made, low = problem(4), problem(4)
+    made.labels[:], low.labels[:] = 0, -8
+    found, expected = (target_scores.target_scores(*scored(one), 16, "stable") for one in (low, made))
+    assert expected.max() > 0
+    assert torch.equal(found, expected)
+
+
 def test_target_scores_carry_no_gradient():
     made = problem(3)
     for leaf in (made.scores, made.boxes, made.gt_boxes):

@@ -159,6 +159,7 @@ EDGES = {
     "nan-box": lambda: spoilt("gt_boxes", 0, 0, torch.tensor([12, 12, torch.nan, 9])),
     "nan-centre": lambda: spoilt("pred_boxes", 0, 5, torch.tensor([torch.nan, 12, 9, 9])),
     "infinite-centre": lambda: spoilt("pred_boxes", 0, slice(4, 12), torch.tensor([torch.inf, 12, 9, 9])),
+    "infinite-below-of-all": lambda: spoilt("pred_boxes", 0, slice(None), torch.tensor([12, -torch.inf, 9, torch.inf])),
     "infinite-width": lambda: spoilt("pred_boxes", 0, 5, torch.tensor([12, 12, torch.inf, 9])),
     "infinite-width-of-all": lambda: spoilt("pred_boxes", 0, slice(None), torch.tensor([12, 12, torch.inf, 0])),
     "nan-class-logit": lambda: spoilt("cls_logits", 0, 5, torch.tensor([torch.nan, 1])),
