@@ -121,6 +121,9 @@ def test_shapes():
     flat = iou_loss(pred, target)
     assert torch.equal(iou_loss(pred.view(2, 2, 4), target.view(2, 2, 4)), flat)
     assert iou_loss(pred.view(1, 4, 4), target[:1].view(1, 1, 4)).shape == (4,)  # one box against all
+    assert torch.equal(iou_loss(pred[0], target[0]), flat[:1])
+    with pytest.raises(ValueError, match="pred"):
+        iou_loss(torch.tensor(1.0), target)
     for wrong in (target[:3], target.view(2, 2, 4)):
         with pytest.raises(ValueError, match="target"):
             iou_loss(pred, wrong)

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from cases.set_prediction import example_masks, example_pairs, wave
 from cleanroom.losses import masks as module
-from cleanroom.losses.masks import dice_loss, mask_terms, sigmoid_focal_loss
+from cleanroom.losses.masks import _in_one, dice_loss, mask_terms, sigmoid_focal_loss
 from cleanroom.losses.set_terms import Pairs, join_pairs
 
 INF = float("inf")
@@ -63,6 +63,12 @@ def test_functions_of_the_worked_example():
         assert loss.item() == pytest.approx(value, abs=1e-6)
         assert torch.autograd.grad(loss, inputs)[0].norm().item() == pytest.approx(norm, abs=1e-6)
     assert sigmoid_focal_loss(inputs, targets, 2, alpha=-1, gamma=1).item() == pytest.approx(0.9986320, abs=1e-6)
+
+
+def test_without_alpha_where_both_losses_are_made_in_one():
+    inputs = wave((3, 5), 0.7, 0.2, 2, 0)
+    focal, _ = _in_one(inputs, (wave((3, 5), 0.5, 0.1, 1, 0) > 0).float(), alpha=-1, gamma=1)
+    assert focal.sum().item() / 2 == pytest.approx(0.9986320, abs=1e-6)
 
 
 def test_masks_without_pixels_cost_nothing():

@@ -700,6 +700,9 @@ class TestCompiled:
 
 
 class TestClass:
+    def test_two_bins_have_a_distribution(self):
+        assert v8DetectionLoss(model(2)).names[-1] == "dfl_loss"
+
     @pytest.mark.parametrize(("reg_max", "last"), [(16, "dfl_loss"), (1, "l1_loss")])
     def test_call(self, reg_max, last):
         given, settings = example(reg_max)
