@@ -231,6 +231,9 @@ def test_costs_without_a_matching_are_an_error_under_raise(terms):
     given = edge((0, slice(None), slice(None)), NAN)
     with pytest.raises(RuntimeError, match="have no valid matching"):
         matched_layers(*given, terms=terms, non_finite="raise", path="triton")
+    (logits, *_), (boxes, *_), *rest = given
+    with pytest.raises(RuntimeError, match="have no valid matching"):
+        hungarian_match(logits, boxes, *rest, **terms._asdict(), non_finite="raise", path="triton")
     pairs, _, status = matching.launch_matching(*given, terms=terms, policy="raise")
     assert status.tolist() == [2, 0]
     assert [part[:3].tolist() for part in pairs] == [[0, 0, 0], [0, 1, 2], [0, 1, 2]]
