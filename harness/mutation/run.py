@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
 from itertools import zip_longest
@@ -50,8 +51,8 @@ def _judge(population: Population, folder: RunFolder, progress: Progress, again:
     plan, listed = population.plan, equivalents.equivalents()
     if gone := population.gone(folder.rows(JOURNAL)):
         folder.append(JOURNAL, [{**row, "verdict": RETRACTED} for row in gone])
-    settled = {row["id"] for row in folder.rows(JOURNAL) if not (again and row["verdict"] != "killed")}
-    waiting = _spread([mutant for mutant in population.tried if mutant.id not in settled], plan.workers)
+    done = settled(folder.rows(JOURNAL), again)
+    waiting = _spread([mutant for mutant in population.tried if mutant.id not in done], plan.workers)
     counts = {kind: sum(mutant.kind == kind for mutant in population.all) for kind in plan.kinds}
     stale = [_unmatched(entry) for entry in population.unmatched]
     if stale:
@@ -87,6 +88,12 @@ def _judge(population: Population, folder: RunFolder, progress: Progress, again:
                     future.cancel()
                 gate.close()
                 raise
+
+
+def settled(rows: Iterable[dict[str, Any]], again: bool) -> set[str]:
+    """Ids of mutants that need no further look, by their last rows: a text that came back is judged anew."""
+    last = {row["id"]: row["verdict"] for row in rows}
+    return {key for key, verdict in last.items() if verdict == "killed" or not (again or verdict == RETRACTED)}
 
 
 def _spread(mutants: list[Mutant], workers: int) -> list[Mutant]:

@@ -101,9 +101,9 @@ def kill(
     if watch.failed is None:
         return None
     failed, said = watch.failed
-    test = next((row["test"] for row in rows if failed == row["test"]), None)
+    found = {"by": "test", "detail": f"{failed}: {said}"[:300]}
     # A file that cannot even be collected is found by no test of its own.
-    return {"by": "test", "detail": f"{failed}: {said}"[:300], **({"test": test} if test else {})}
+    return found | {"test": failed} if any(row["test"] == failed for row in rows) else found
 
 
 def holds(connection: Connection, test: str, subject: str, scratch: str) -> bool:

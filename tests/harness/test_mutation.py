@@ -18,7 +18,7 @@ from harness.mutation.gate import Gate
 from harness.mutation.mutant import Mutant, changed, distinct
 from harness.mutation.plan import MutationPlan
 from harness.mutation.reach import Reach
-from harness.mutation.run import _row, _spread
+from harness.mutation.run import _row, _spread, settled
 from harness.mutation.sample import chosen, sampled
 from harness.mutation.sources import Sources, module_name, statement
 from harness.mutation.zygote import Died, Zygote, ZygoteFailed, stage
@@ -331,6 +331,20 @@ def test_the_report_lists_survivors_and_equivalents_with_their_lines():
     assert (row["place"].text, row["after"].text) == ("cleanroom/a.py:1", "<b>")
     [row] = found["mutants"].rows
     assert (row["killed"].value, row["parity"].value, row["share"].value) == (1, 1, 0.5)
+
+
+def test_what_is_judged_once_more():
+    verdicts = (
+        ("a", "killed"),
+        ("b", "survived"),
+        ("c", "killed"),
+        ("c", "retracted"),
+        ("d", "retracted"),
+        ("d", "killed"),
+    )
+    rows = [{"id": key, "verdict": verdict} for key, verdict in verdicts]
+    assert settled(rows, again=False) == {"a", "b", "d"}
+    assert settled(rows, again=True) == {"a", "d"}
 
 
 def test_a_test_that_fails_anyway_finds_no_mutant():
