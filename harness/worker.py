@@ -240,7 +240,7 @@ class Session:
         from cases.case import Case
         from harness import accelerator, disturbance
         from harness.directions import Step
-        from harness.meter import measure, peak_bytes, tensor_bytes
+        from harness.meter import keep_freed_memory, measure, peak_bytes, tensor_bytes
         from harness.operation import AUTOCAST, DropIn
         from harness.operations import operation as declaration
         from harness.watch import disagreement
@@ -271,6 +271,7 @@ class Session:
 
         theirs, ours = prepared(upstream), prepared(own)
         self._stage("timing")
+        keep_freed_memory()
         before = disturbance.read()
         measured = measure(theirs, ours, device=self._device, **limits)
         tampered = "; ".join(self._guard.replaced()) if candidate in self._plugged else ""
