@@ -143,7 +143,7 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    return all([mallopt(option, _LARGEST_BLOCK) == 1 for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD)])
+    return all(mallopt(option, _LARGEST_BLOCK) == 1 for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD))
 
 
 def peak_bytes(call: Call, *, device: torch.device | str) -> PeakBytes:
