@@ -26,7 +26,7 @@ def _bind(
     num_classes: int,
     eos_coef: float,
 ) -> tuple[Callable[[], Any], Callable[[Any], Tensors]]:
-    criterion = ImageLoss(None, num_classes, eos_coef, ["labels"])
+    criterion = ImageLoss(None, num_classes, eos_coef, ["labels"]).to(logits.device)
     given = [{"class_labels": some} for some in labels.split(sizes)]
     indices = list(zip(queries.split(pairs), targets.split(pairs), strict=True))
     return partial(criterion.loss_labels, {"logits": logits}, given, indices, 1.0), dict
