@@ -136,9 +136,10 @@ def disagreement(timed: Mapping[str, Tensor], judged: Mapping[str, Tensor]) -> s
 
 def same(a: Tensor, b: Tensor) -> bool:
     """Bitwise equality, NaN included."""
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(_bits(a), _bits(b))
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits(a), bits(b))
 
 
-def _bits(value: Tensor) -> Tensor:
+def bits(value: Tensor) -> Tensor:
+    """The bytes of a tensor in the order of its elements, flat; a copy, as one element may have any stride."""
     flat = value.detach().clone(memory_format=torch.contiguous_format).view(-1)
     return flat.view(torch.uint8) if len(flat) else flat

@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -65,19 +66,20 @@ class Oracle(Location):
         Raises RequestError where this package lacks the operation, or this version a setting the case uses.
         """
         adapter = self._adapter(operation)
-        if assignment is None:
-            return adapter.bind(tensors, settings)
-        return adapter.bind(tensors, settings, assignment)
+        with _beside(tensors):
+            return adapter.bind(tensors, settings, *(() if assignment is None else (assignment,)))
 
     def assigner_inputs(self, operation: str, tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> Any:
         """Return what a total hands to its assigner: (tensors, settings, answer), one or a list of them."""
-        return self._adapter(operation).assigner_inputs(tensors, settings)
+        with _beside(tensors):
+            return self._adapter(operation).assigner_inputs(tensors, settings)
 
     def quantities(
         self, operation: str, tensors: Mapping[str, Tensor], settings: Mapping[str, object]
     ) -> dict[str, Tensor]:
         """Return the deciding quantities, by upstream's public functions, in the dtype of the tensors."""
-        return self._adapter(operation).quantities(tensors, settings)
+        with _beside(tensors):
+            return self._adapter(operation).quantities(tensors, settings)
 
     def era(self, operation: str) -> str:
         """Return the version by which upstream's meaning is known; "0.3.0+head" where one number has two meanings."""
@@ -91,6 +93,13 @@ class Oracle(Location):
                 f"{self.name} {self.version} has no operation {operation!r}; it has {', '.join(modules)}"
             )
         return importlib.import_module(modules[operation])
+
+
+def _beside(tensors: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
+    """New tensors on the device of a case: a criterion that is made for it has weights and strides of its own."""
+    import torch
+
+    return next((torch.device(value.device) for value in tensors.values()), nullcontext())
 
 
 def locate(spec: OracleSpec, cache: Path | None = None) -> Location:

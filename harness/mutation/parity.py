@@ -20,7 +20,6 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from harness.mutation import overlay
@@ -28,6 +27,7 @@ from harness.mutation.reach import Reach
 from harness.mutation.zygote import stage
 from harness.parity import SPARE, Shard, options
 from harness.verdict import HOLDS
+from harness.watch import bits
 from harness.worker import Session, WorkerSettings, as_outputs
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def load(folder: str, row: dict[str, Any]) -> Case:
 
 
 def _fingerprint(result: Result) -> str:
-    """A hash of all that a judge may see of a result; a NaN is any NaN."""
+    """A hash of all that a judge may see of a result."""
     content = hashlib.sha256()
     error = result.error.text if result.error else None
     content.update(json.dumps([error, list(result.side_effects)]).encode())
@@ -266,9 +266,7 @@ def _fingerprint(result: Result) -> str:
         if not isinstance(value, torch.Tensor):
             content.update(repr(value).encode())
             continue
-        flat = value.detach().contiguous().view(-1)
         content.update(f"{value.dtype} {tuple(value.shape)}".encode())
-        content.update(
-            (flat.view(torch.uint8) if len(flat) else flat.to(torch.uint8)).numpy().astype(np.uint8).tobytes()
-        )
+        if value.numel():
+            content.update(bits(value).numpy())
     return content.hexdigest()[:16]

@@ -45,6 +45,10 @@ class _Constants(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func == Tensor.tolist and isinstance(args[0], _Away):
             return args[0].cpu().tolist()
+        if func in (Tensor.__getitem__, Tensor.__setitem__):
+            several = args[1] if isinstance(args[1], tuple) else (args[1],)
+            index = tuple(torch.tensor(part) if isinstance(part, list) else part for part in several)
+            return func(args[0], index, *args[2:])
         if func not in (torch.tensor, torch.as_tensor, Tensor.new_tensor):
             return func(*args, **kwargs)
         device = torch.device(kwargs.pop("device", None) or (args[0].device if func == Tensor.new_tensor else "cpu"))
@@ -97,6 +101,7 @@ class Device(TorchDispatchMode):
 
     @staticmethod
     def _check(func, leaves, away):
+        assert not any(leaf.is_meta and not isinstance(leaf, _Away) for leaf in leaves), f"{func}: values were lost"
         if not away or func.overloadpacket.__name__ in INDEXED:
             return
         strangers = [leaf for leaf in leaves if not isinstance(leaf, _Away) and leaf.ndim]

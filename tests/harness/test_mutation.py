@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from harness.bars import mutation as bars
+from harness.execute import Result
 from harness.mutation import equivalents, syntactic
 from harness.mutation.command import SETTINGS
 from harness.mutation.gate import Gate
 from harness.mutation.mutant import Mutant, changed, distinct
+from harness.mutation.parity import _fingerprint
 from harness.mutation.plan import MutationPlan
 from harness.mutation.reach import Reach
 from harness.mutation.run import _row, _spread, settled
@@ -238,6 +241,12 @@ def zygote(tmp_path_factory):
     held = Zygote("tests.harness.test_mutation:begin", folder=folder, name="tests")
     yield held
     held.close()
+
+
+def test_one_element_of_any_stride_has_a_fingerprint():
+    strided = torch.zeros(1, 3, dtype=torch.float16).T[:1, 0]
+    strided = strided.as_strided((1,), (3,))
+    assert _fingerprint(Result({"value": strided})) == _fingerprint(Result({"value": strided.clone()}))
 
 
 def test_a_zygote_answers_and_says_how_a_child_ended(zygote):

@@ -27,6 +27,10 @@ class OracleProcess:
         """Return {"outputs", "raw", "tensors" after the call, "gradients" of the tensors that require any}."""
         return self._ask("bind", operation, tensors, settings, *assignment)
 
+    def elsewhere(self, operation, tensors, settings):
+        """Return the outputs of a call on a device that is not the CPU; None of those that do not lie there."""
+        return self._ask("elsewhere", operation, tensors, settings)
+
     def assigner_inputs(self, operation, tensors, settings):
         """Return what a total hands to its assigners, and what they answer."""
         return self._ask("assigner_inputs", operation, tensors, settings)

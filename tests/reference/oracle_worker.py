@@ -2,7 +2,8 @@
 
 A request is a pickled (method of the Oracle, operation, tensors, settings, further arguments). The reply to `bind`
 holds the translated outputs, upstream's raw result, the tensors after the call, and for tensors that require gradient
-the gradients of the sum of all outputs; that to any other method what it answers.
+the gradients of the sum of all outputs; that to `elsewhere` the outputs on a device that is not the CPU; that to any
+other method what it answers.
 """
 
 import os
@@ -12,11 +13,17 @@ import sys
 import torch
 
 from reference import OracleError, OracleSpec, load
+from tests.cleanroom.elsewhere import Device, fetched
 
 
 def answer(oracle, method, operation, *given):
     if method == "era":
         return oracle.era(operation)
+    if method == "elsewhere":
+        tensors, settings = given
+        with Device() as device:
+            bound = oracle.bind(operation, {name: device.put(tensor) for name, tensor in tensors.items()}, settings)
+            return {name: fetched(value) for name, value in bound.translate(bound()).items()}
     if method != "bind":
         return getattr(oracle, method)(operation, *given)
     tensors = given[0]
