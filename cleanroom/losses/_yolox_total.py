@@ -117,8 +117,6 @@ def find(
         raise ValueError(f"ignore_mask must be bool {list(shape)}, got {ignore.dtype} {list(ignore.shape)}")
     num_gt = (labels.sum(2) > 0).sum(1)
     labels = _floating(labels)
-    if labels.shape[1] == 0:  # one padding row, so that gathering has something to read
-        labels = labels.new_zeros(len(labels), 1, labels.shape[2])
     x, y, stride = (part[None] for part in grid)
     try:
         found = simota_assign(

@@ -395,7 +395,7 @@ class _ResizedLosses(torch.autograd.Function):
             for slope, grad in zip(kept, (by_focal, by_dice), strict=True)
             if grad is not None
         ]
-        found = given[0][0] * given[0][1] if given else None
+        found = given[0][0] * given[0][1]
         for slope, grad in given[1:]:
             found.addcmul_(slope, grad)
         return found, None

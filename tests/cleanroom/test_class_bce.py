@@ -138,6 +138,12 @@ def test_single_elements(logit, target, loss, slope):
     assert gradient.item() == pytest.approx(slope, rel=1e-6, nan_ok=True)
 
 
+def test_what_a_softplus_leaves_out_has_digits_in_float64():
+    x = torch.full((1, 1, 1), 25.0, dtype=torch.float64)
+    found = class_bce(x, torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.float64))
+    assert found.item() == 25 + math.log1p(math.exp(-25))
+
+
 def test_a_nan_stays_where_it_is():
     logits = scores()
     logits[0, 3, 1] = math.nan

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
+from cleanroom.assign import _matching_checks
+from cleanroom.assign._matching_checks import choose_solver
 from cleanroom.assign._matching_op import matched_layers
 from cleanroom.assign.hungarian import hungarian_match, match_layers
 from cleanroom.assign.matching_cost import CostTerms
@@ -102,3 +104,25 @@ def test_batches_of_other_sizes_are_not_compiled_again_and_again():
         assert function(*given) == expected
     # Once with the numbers, once with symbols for sizes, once more for a symbol of G.
     assert len(compiled) <= 3
+
+
+def test_choice_of_the_solver():
+    with FakeTensorMode():
+        for device, dtype, queries, expected in (
+            ("cuda", torch.float16, 4096, "triton"),
+            ("cuda", torch.float32, 4097, "scipy"),
+            ("cuda", torch.float64, 300, "scipy"),
+            ("cpu", torch.float32, 300, "scipy"),
+        ):
+            assert choose_solver("auto", queries, torch.empty(1, dtype=dtype, device=device)) == expected
+
+
+def test_a_solver_that_is_asked_for(monkeypatch):
+    """Kernels where they can run, after a look at the tensors: `choose_path` says so, or raises."""
+    asked = []
+    tensor = torch.empty(1)
+    for able, expected in (("triton", "triton"), ("static", "scipy")):
+        monkeypatch.setattr(_matching_checks, "choose_path", lambda *given, able=able: asked.append(given) or able)
+        assert choose_solver("triton", 300, tensor) == expected
+        assert choose_solver("scipy", 300, tensor) == "scipy"
+    assert asked == [("triton", tensor)] * 2

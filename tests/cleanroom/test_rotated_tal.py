@@ -254,3 +254,24 @@ def test_nothing_is_recorded(path):
     for tensor in (*given[:2], given[4]):
         tensor.requires_grad_()
     assert not any(value.requires_grad for value in rotated_task_aligned_assign(*given, topk=4, **TRAINER, path=path))
+
+
+@pytest.mark.parametrize(("seed", "dtype"), [(7, torch.float16), (17, torch.float16), (35, torch.bfloat16)])
+def test_boxes_given_in_half_are_weighed_as_exactly_as_others(seed, dtype):
+    """The form that has upstream's bits elsewhere loses some here, where upstream's are of other numbers."""
+    draw = torch.Generator().manual_seed(seed)
+    rand = partial(torch.rand, generator=draw)
+    points = torch.stack(torch.meshgrid(*[torch.arange(8) * 8.0 + 4] * 2, indexing="xy"), -1).view(64, 2)
+
+    def given(kind):
+        boxes = torch.cat((rand(1, 3, 2) * 64, rand(1, 3, 2) * 40 + 2, rand(1, 3, 1) * 3), -1)
+        around = points[None] + torch.randn(1, 64, 2, generator=draw) * 4
+        predictions = torch.cat((around, rand(1, 64, 2) * 40 + 2, rand(1, 64, 1) * 3), -1)
+        scores, labels = rand(1, 64, 3), torch.randint(3, (1, 3, 1), generator=draw)
+        return *(part.to(kind) for part in (scores, predictions, points)), labels, boxes.to(kind), torch.ones(1, 3, 1)
+
+    arguments = [given(kind) for kind in (torch.float16, torch.bfloat16)][dtype == torch.bfloat16]
+    found = rotated_task_aligned_assign(*arguments)
+    exact = rotated_task_aligned_assign(*(part.double() for part in arguments))
+    assert torch.equal(found.gt_index, exact.gt_index)
+    assert torch.equal(found.scores, exact.scores.to(dtype))

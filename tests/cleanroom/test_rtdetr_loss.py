@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import one_hot
 
-from cleanroom.losses import _query_class
+from cleanroom.losses import _query_class, rtdetr
 from cleanroom.losses._pair_boxes import pair_terms
 from cleanroom.losses._query_class import ClassForm, class_sums
 from cleanroom.losses.denoising import denoising_indices
@@ -684,6 +684,20 @@ def test_detr_loss_is_the_function(form):
     entries = DETRLoss(5, gain, **chosen)(given["pred_bboxes"], given["pred_scores"], batch_of(given))
     found = rtdetr_loss(**given, **chosen, loss_gain=gain)
     assert torch.equal(torch.stack(list(entries.values())), found.terms)
+
+
+def test_every_tensor_has_a_say_in_where_the_pairs_are_found(monkeypatch):
+    """A float64 one among them cannot go through kernels."""
+    asked = []
+    monkeypatch.setattr(rtdetr, "choose_matched_path", lambda *given: asked.append(given) or "sparse")
+    given = random_batch(3, (3, 0, 2), 5)
+    rtdetr_loss(**given)
+    DETRLoss(5)(given["pred_bboxes"], given["pred_scores"], batch_of(given))
+    for path, queries, *tensors in asked:
+        assert (path, queries) == ("auto", given["pred_bboxes"].shape[2])
+        wanted = [given[name] for name in ("pred_bboxes", "pred_scores", "cls", "bboxes")]
+        assert all(one is other for one, other in zip(tensors, wanted, strict=True))
+    assert len(asked) == 2
 
 
 def test_given_pairs_serve_every_layer():

@@ -458,6 +458,9 @@ def test_bad_label_of_a_row_with_candidates(path, label):
     labels[0, 1] = label
     with pytest.raises(IndexError if path == "sparse" else RuntimeError, match="gt_labels"):
         task_aligned_assign(*arguments, labels, boxes, mask, topk=3, path=path)
+    boxes[0, 1] = torch.tensor([11.0, 11, 13, 13])  # around one anchor
+    with pytest.raises(IndexError if path == "sparse" else RuntimeError, match="gt_labels"):
+        task_aligned_assign(*arguments, labels, boxes, mask, topk=3, path=path)
     boxes[0, 1] += 500
     assert task_aligned_assign(*arguments, labels, boxes, mask, topk=3, path=path).foreground.any()
 

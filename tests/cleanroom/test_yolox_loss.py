@@ -491,6 +491,18 @@ def test_drop_in_l1_switch():
         YOLOXLoss(CLASSES, use_l1=True)(*arguments(labels, maps, False))
 
 
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_decoded_rows_lose_what_their_maps_lose(reduction):
+    labels, maps, settings = random_inputs(2)
+    rows = yolox_decode(maps, settings["strides"])
+    raw = torch.cat([level[:, :4].flatten(2) for level in maps], 2).mT
+    given = labels, rows.outputs, rows.x_shifts, rows.y_shifts, rows.strides, raw
+    found = yolox_decoded_loss(*given, num_classes=maps[0].shape[1] - 5, reduction=reduction)
+    expected = yolox_loss(labels, maps, **settings, use_l1=True, reduction=reduction)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_decoded_rows_reject_other_shapes():
     labels, maps = inputs()
     rows = yolox_decode(maps, STRIDES)

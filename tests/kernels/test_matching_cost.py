@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cases import hungarian as hungarian_cases
 from cleanroom.assign import _matching_checks
-from cleanroom.assign._matching_checks import CURRENT_POLICY, POLICIES, choose_solver
+from cleanroom.assign._matching_checks import CURRENT_POLICY, POLICIES
 from cleanroom.assign._matching_op import matched_layers
 from cleanroom.assign.hungarian import HungarianMatcher, RTDETRHungarianMatcher, hungarian_match
 from cleanroom.assign.matching_cost import CHECKED, CostTerms, packed_costs
@@ -429,17 +429,6 @@ def test_operator_is_well_formed(terms):
     for tensor in (*given[0], *given[1]):
         tensor.requires_grad_()
     torch.library.opcheck(torch.ops.cleanroom.match_on_device.default, (*given, *terms, "", False))
-
-
-def test_choice_of_the_solver():
-    with FakeTensorMode():
-        for device, dtype, queries, expected in (
-            ("cuda", torch.float16, 4096, "triton"),
-            ("cuda", torch.float32, 4097, "scipy"),
-            ("cuda", torch.float64, 300, "scipy"),
-            ("cpu", torch.float32, 300, "scipy"),
-        ):
-            assert choose_solver("auto", queries, torch.empty(1, dtype=dtype, device=device)) == expected
 
 
 @BOTH

@@ -406,7 +406,11 @@ def test_criteria(monkeypatch, kind):
     }
     parts = zip(labels.split(sizes), targets.split(sizes), strict=True)
     given = [{kind.labels_key: own, "boxes": box} for own, box in parts]
-    matcher, losses = HungarianMatcher(1, 5, 2), ["boxes", "labels", "cardinality"]
+    draw = torch.Generator().manual_seed(0)
+    outputs["pred_masks"] = torch.randn(*logits.shape[:2], 4, 4, generator=draw).to(DEVICE)
+    for one in given:
+        one["masks"] = (torch.rand(len(one["boxes"]), 8, 8, generator=draw) < 0.5).to(DEVICE)
+    matcher, losses = HungarianMatcher(1, 5, 2), ["boxes", "labels", "cardinality", "masks"]
     criterion = ImageLoss(matcher, 4, 0.1, losses) if kind is ImageLoss else SetCriterion(4, matcher, {}, 0.1, losses)
     criterion.to(DEVICE)
     want = criterion(outputs, given)
