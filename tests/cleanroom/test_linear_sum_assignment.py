@@ -44,3 +44,11 @@ def test_what_has_no_solution_says_so_and_leaves_the_others_alone():
     found = solved(cost)
     assert found.status.tolist() == [INFEASIBLE, INVALID, INVALID, SOLVED]
     assert found.columns.tolist() == [[-1] * 3] * 3 + [[0, 1, 2]]
+
+
+def test_what_may_not_be_taken_has_another_sign_for_the_dearest():
+    cost = COST.repeat(2, 1, 1)
+    cost[0, 0] = -torch.inf
+    cost[1, 0, 0] = torch.nan
+    cost[2, 0, 0] = torch.inf
+    assert solved(cost, maximize=True).status.tolist() == [INFEASIBLE, INVALID, INVALID, SOLVED]

@@ -9,6 +9,7 @@ from cleanroom.assign.hungarian import HungarianMatcher
 from cleanroom.losses import set_criterion
 from cleanroom.losses.set_criterion import ForObjectDetectionLoss, ForSegmentationLoss, ImageLoss, SetCriterion
 from cleanroom.losses.set_prediction import set_loss, term_names
+from tests.cleanroom.elsewhere import ELSEWHERE, Device, fetched
 
 IMAGES, QUERIES, CLASSES, SIZES = 3, 7, 4, (3, 0, 2)
 LAYERS = 4
@@ -245,3 +246,25 @@ def test_auxiliary_layers_that_are_missing_are_named(scene, missing):
     given = scene.logits[-1], batch_of(scene, "class_labels"), None, scene.boxes[-1], config()
     with pytest.raises(ValueError, match="outputs_class and outputs_coord are needed"):
         ForObjectDetectionLoss(*given, **layers)
+
+
+@KINDS
+def test_everything_stays_where_the_logits_are(scene, kind, monkeypatch):
+    """On a device that is not the CPU; pairs of another matcher come from the host, as upstream's do."""
+    known = torch.is_autocast_enabled
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *of: str(*of) != ELSEWHERE.type and known(*of))
+    indices = [(torch.arange(size), torch.arange(size)) for size in SIZES]
+
+    def found(scene):
+        criterion = criterion_of(kind, matcher=lambda *_: indices).to(scene.logits.device)
+        batch, outputs = batch_of(scene, kind.labels_key), outputs_of(scene, kind)
+        singly = [criterion.get_loss(name, outputs, batch, indices, 3.0) for name in NAMES]
+        nothing = [(torch.empty(0, dtype=torch.int64),) * 2] * IMAGES
+        without = criterion.get_loss("labels", outputs, batch, nothing, 3.0)
+        return [criterion(outputs, batch), *singly, without]
+
+    expected = found(scene)
+    with Device() as device:
+        elsewhere = found(SimpleNamespace(**{name: device.put(value) for name, value in vars(scene).items()}))
+    for some, others in zip(elsewhere, expected, strict=True):
+        torch.testing.assert_close({name: fetched(value) for name, value in some.items()}, others)

@@ -8,7 +8,7 @@ from cleanroom.assign.hungarian import HungarianMatcher
 from cleanroom.losses import set_criterion
 from cleanroom.losses.masks import dice_loss, sigmoid_focal_loss
 from cleanroom.losses.set_criterion import ImageLoss, SetCriterion
-from cleanroom.losses.set_prediction import set_loss
+from cleanroom.losses.set_prediction import set_loss, term_names
 from cleanroom.set_boxes import generalized_box_iou
 
 
@@ -182,6 +182,13 @@ def test_the_normaliser_of_several_processes(monkeypatch):
     monkeypatch.setattr(distributed, "all_reduce", lambda total: total.mul_(2))
     normaliser = ImageLoss._normaliser
     assert [normaliser(count, torch.device("cpu")).item() for count in (0, 1, 3)] == [1, 1, 1.5]
+
+
+def test_names_of_the_terms():
+    own = ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error")
+    assert term_names() == own
+    assert term_names(masks=True) == (*own, "loss_mask", "loss_dice")
+    assert term_names(2) == (*own, *(f"{name}_{layer}" for layer in range(2) for name in own))
 
 
 def test_another_matcher_is_asked():

@@ -229,6 +229,13 @@ def test_cardinality_counts_what_argmax_answers(rows, objects):
     assert counted(logits, [0]).item() == objects
 
 
+def test_cardinality_by_image_sums_to_the_mean():
+    logits, counts = torch.tensor([[[2.0, 1], [2, 1]], [[1, 2], [1, 2]], [[2, 1], [1, 2]]]), torch.tensor([0, 5, 1])
+    found = cardinality_term(logits, counts, reduction="none")
+    assert found.tolist() == pytest.approx([2 / 3, 5 / 3, 0])
+    assert found.sum().item() == pytest.approx(cardinality_term(logits, counts).item())
+
+
 def test_cardinality_with_no_class_and_no_query():
     assert counted(torch.zeros(1, 3, 1), [2]).item() == 2
     assert counted(torch.zeros(1, 0, 4), [2]).item() == 2

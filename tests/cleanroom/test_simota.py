@@ -581,6 +581,7 @@ def test_class_equals_function(path, settings):
         ("pred_boxes", lambda t: t[..., :3], ValueError),
         ("pred_boxes", lambda t: t[:, :0], ValueError),
         ("pred_boxes", lambda t: t.long(), TypeError),
+        ("cls_logits", lambda t: t.long(), TypeError),
         ("cls_logits", lambda t: t[..., :1], ValueError),
         ("obj_logits", lambda t: t[..., 0], ValueError),
         ("strides", lambda t: t[0], ValueError),

@@ -1,0 +1,113 @@
+"""What is handed on to kernels, seen without running any: who chooses them, by what, and what they are told."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from cleanroom.assign import hungarian, linear_sum_assignment
+from cleanroom.assign.hungarian import HungarianMatcher, RTDETRHungarianMatcher, hungarian_match
+from cleanroom.kernels import runtime
+from cleanroom.losses import set_prediction
+from cleanroom.losses.set_prediction import set_loss
+
+LONGEST = linear_sum_assignment.LONGEST_SIDE
+LOGITS, BOXES = torch.zeros(2, 5, 4), torch.full((2, 5, 4), 0.5)
+LABELS, TARGETS, SIZES = torch.zeros(3, dtype=torch.int64), torch.full((3, 4), 0.5), [1, 2]
+
+
+class Told(Exception):  # noqa: N818 - ends a call where its arguments are known
+    """Carries the arguments of the call that raises it."""
+
+    @classmethod
+    def instead(cls, monkeypatch, module, name):
+        def tell(*given, **named):
+            raise cls(given, named)
+
+        monkeypatch.setattr(module, name, tell)
+
+
+class TestAssignment:
+    @pytest.mark.parametrize(
+        ("shape", "device", "path", "interpreted", "expected"),
+        [
+            ((1, LONGEST, LONGEST), "cuda", "auto", False, True),
+            ((1, LONGEST + 1, 1), "cuda", "auto", False, False),
+            ((1, 1, LONGEST + 1), "cuda", "auto", False, False),
+            ((LONGEST + 1, 1, 1), "cuda", "auto", False, True),
+            ((1, 2, 2), "cpu", "auto", False, False),
+            ((1, 2, 2), "cpu", "auto", True, False),
+            ((1, 2, 2), "cpu", "triton", True, True),
+            ((1, 2, 2), "cuda", "triton", False, True),
+            ((1, 2, 2), "cuda", "scipy", False, False),
+            ((1, 2, 2), "cpu", "scipy", True, False),
+        ],
+    )
+    def test_who_solves(self, monkeypatch, shape, device, path, interpreted, expected):
+        """Problems that are too long for kernels go to SciPy where nobody insists."""
+        monkeypatch.setattr(runtime, "AVAILABLE", True)
+        monkeypatch.setattr(runtime, "INTERPRETED", interpreted)
+        Told.instead(monkeypatch, linear_sum_assignment, "_assign")
+        with FakeTensorMode(), pytest.raises(Told) as told:
+            linear_sum_assignment.linear_sum_assignment(torch.empty(shape, device=device), path=path)
+        assert told.value.args[0][-1] is expected
+
+    def test_without_triton_nobody_is_asked(self, monkeypatch):
+        monkeypatch.setattr(runtime, "AVAILABLE", False)
+        with FakeTensorMode():
+            for device, interpreted in (("cuda", False), ("cpu", True)):
+                monkeypatch.setattr(runtime, "INTERPRETED", interpreted)
+                with pytest.raises(RuntimeError, match="path 'triton' cannot run here"):
+                    linear_sum_assignment.linear_sum_assignment(torch.empty(1, 2, 2, device=device), path="triton")
+
+    def test_a_device_that_no_kernel_knows(self, monkeypatch):
+        monkeypatch.setattr(runtime, "AVAILABLE", True)
+        monkeypatch.setattr(runtime, "INTERPRETED", False)
+        with pytest.raises(RuntimeError, match="tensors are on cpu"):
+            linear_sum_assignment.linear_sum_assignment(torch.empty(1, 2, 2), path="triton")
+
+
+class TestMatching:
+    @pytest.fixture
+    def kernels(self, monkeypatch):
+        monkeypatch.setattr(hungarian, "choose_solver", lambda *given: "triton")
+        Told.instead(monkeypatch, hungarian, "match_on_device")
+
+    @pytest.mark.parametrize("policy", [None, "raise", "largest"])
+    @pytest.mark.parametrize("variant", ["detr", "rtdetr"])
+    def test_the_policy_and_the_count_of_targets_are_told(self, kernels, policy, variant):
+        with pytest.raises(Told) as told:
+            hungarian_match(LOGITS, BOXES, LABELS, TARGETS, SIZES, variant=variant, non_finite=policy)
+        assert told.value.args[1]["non_finite"] == (policy or "")
+        assert told.value.args[1]["local"] == (variant == "detr")
+        assert told.value.args[1]["terms"].variant == variant
+
+    @pytest.mark.parametrize("path", ["auto", "scipy", "triton"])
+    def test_matchers_hand_their_path_on(self, monkeypatch, path):
+        asked = []
+        monkeypatch.setattr(hungarian, "choose_solver", lambda *given: asked.append(given) or "scipy")
+        parts = zip(LABELS.split(SIZES), TARGETS.split(SIZES), strict=True)
+        targets = [{"class_labels": labels, "boxes": boxes} for labels, boxes in parts]
+        HungarianMatcher(path=path)({"logits": LOGITS, "pred_boxes": BOXES}, targets)
+        RTDETRHungarianMatcher(path=path)(BOXES, LOGITS, TARGETS, LABELS, SIZES)
+        for own, queries, *tensors in asked:
+            assert (own, queries) == (path, 5)
+            wanted = LOGITS, BOXES, LABELS, TARGETS
+            assert all(torch.equal(one, other) for one, other in zip(tensors, wanted, strict=True))
+        assert len(asked) == 2
+
+
+class TestSetLoss:
+    def test_every_tensor_has_a_say(self, monkeypatch):
+        Told.instead(monkeypatch, set_prediction, "choose_matched_path")
+        with pytest.raises(Told) as told:
+            set_loss(LOGITS, BOXES, LABELS, TARGETS, SIZES)
+        path, queries, *tensors = told.value.args[0]
+        assert (path, queries) == ("auto", 5)
+        assert all(one is other for one, other in zip(tensors, (LOGITS, BOXES, LABELS, TARGETS), strict=True))
+
+    def test_the_policy_is_told(self, monkeypatch):
+        monkeypatch.setattr(set_prediction, "choose_matched_path", lambda *given: "triton")
+        Told.instead(monkeypatch, set_prediction, "match_on_device")
+        with pytest.raises(Told) as told:
+            set_loss(LOGITS, BOXES, LABELS, TARGETS, SIZES, non_finite="raise")
+        assert told.value.args[1] == {"non_finite": "raise"}
