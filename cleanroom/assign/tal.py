@@ -110,7 +110,7 @@ def task_aligned_assign(
 
     rules = make_rules(topk, topk2, len(anc_points), alpha, beta, eps, eras)
     labels, valid = gt_labels[..., 0].long(), mask_gt[..., 0] != 0
-    score_dtype = promoted(pd_scores, pd_bboxes, gt_bboxes)
+    score_dtype = promoted(pd_scores, pd_bboxes)  # ground truths are no wider
     if path == "triton":
         owner, score = assigned(pd_scores, pd_bboxes, anc_points, labels, gt_bboxes, valid, rules)
         label, box, foreground, index = targets(owner, labels, gt_bboxes)

@@ -357,8 +357,6 @@ def test_dtypes_and_shapes(path, dtype):
         (torch.float64, torch.float32, torch.float32, torch.float64),
         (torch.float32, torch.float64, torch.float32, torch.float64),
         (torch.float32, torch.float32, torch.bfloat16, torch.float32),
-        (torch.float32, torch.float32, torch.float64, torch.float64),
-        (torch.float16, torch.float16, torch.float32, torch.float32),
     ],
 )
 def test_mixed_dtypes(path, scores, boxes, truths, expected):
