@@ -154,6 +154,12 @@ def test_bounds_below_zero_win():
     assert slope.tolist() == [0] * 4
 
 
+def test_a_bound_of_zero_passes_the_gradient_of_what_is_zero():
+    box = torch.tensor([0.0, 1, 0, -1])
+    _, (_, slope) = with_gradients(lambda a, b: bbox2dist(a, b, 0.01), torch.zeros(2), box)
+    assert torch.equal(slope, weights(box) * torch.tensor([-1.0, 0, 1, 0]))
+
+
 def test_non_finite_distances():
     special = torch.tensor([nan, INF, -INF, 1])
     assert bbox2dist(torch.zeros(2), special, 15).nan_to_num(7).tolist() == [7, 0, 0, 1]
@@ -397,6 +403,18 @@ def test_everything_compiles_in_one_graph(backend):
     torch.testing.assert_close(found, value)
     for slope, other in zip(slopes, others, strict=True):
         torch.testing.assert_close(other, slope)
+
+
+@pytest.mark.parametrize("reg_max", [None, 3])
+def test_what_compilers_see_of_the_encoding(monkeypatch, reg_max):
+    box = torch.tensor([[-1.0, -2, 1, 2], [0.5, -9, 1.5, 9]])
+    given = torch.tensor([0.25, 0.5]), box
+    value, slopes = with_gradients(lambda a, b: bbox2dist(a, b, reg_max), *given)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    found, others = with_gradients(lambda a, b: bbox2dist(a, b, reg_max), *given)
+    assert torch.equal(found, value)
+    for slope, other in zip(slopes, others, strict=True):
+        assert torch.equal(other, slope)
 
 
 def test_the_compiled_decode_keeps_the_dtype():
