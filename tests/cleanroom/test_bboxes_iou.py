@@ -62,6 +62,20 @@ def test_blocks_of_rows_add_up(monkeypatch):
     assert all(torch.allclose(x, y, rtol=1e-12) for x, y in zip(whole, run(), strict=True))
 
 
+def test_gradients_of_large_coordinates_keep_their_digits():
+    """Edges and areas pull against each other: in float32 a hundredth of the slope would be left to chance."""
+    rows, columns = boxes(20, 0) * 300, boxes(15, 1) * 300
+    weights = torch.rand(20, 15, generator=torch.Generator().manual_seed(2))
+
+    def slopes(*given):
+        leaves = [part.clone().requires_grad_() for part in given]
+        return torch.autograd.grad(bboxes_iou(*leaves, xyxy=False), leaves, weights.to(given[0].dtype))
+
+    given = rows.float(), columns.float()
+    for slope, exact in zip(slopes(*given), slopes(*(part.double() for part in given)), strict=True):
+        torch.testing.assert_close(slope, exact.float(), rtol=1e-6, atol=0)
+
+
 def test_no_union_is_no_overlap():
     points = torch.tensor([[5.0, 5, 0, 0], [50, 5, 0, 0], [5, 5, 4, 4]]).requires_grad_()
     iou = bboxes_iou(points, points, xyxy=False)

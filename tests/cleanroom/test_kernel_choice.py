@@ -5,9 +5,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cleanroom.assign import hungarian, linear_sum_assignment
+from cleanroom.assign._matching_op import LayerPairs
 from cleanroom.assign.hungarian import HungarianMatcher, RTDETRHungarianMatcher, hungarian_match
 from cleanroom.kernels import runtime
-from cleanroom.losses import set_prediction
+from cleanroom.losses import _set_layers, set_prediction
 from cleanroom.losses.set_prediction import set_loss
 
 LONGEST = linear_sum_assignment.LONGEST_SIDE
@@ -111,3 +112,13 @@ class TestSetLoss:
         with pytest.raises(Told) as told:
             set_loss(LOGITS, BOXES, LABELS, TARGETS, SIZES, non_finite="raise")
         assert told.value.args[1] == {"non_finite": "raise"}
+
+    @pytest.mark.parametrize("number", [2.5, torch.tensor(2.5)])
+    def test_the_number_of_boxes_is_told_as_a_tensor(self, monkeypatch, number):
+        monkeypatch.setattr(set_prediction, "choose_matched_path", lambda *given: "triton")
+        pairs = LayerPairs(*torch.zeros(3, 3, dtype=torch.int64))
+        monkeypatch.setattr(set_prediction, "match_on_device", lambda *given, **named: pairs)
+        Told.instead(monkeypatch, _set_layers, "fused_terms")
+        with pytest.raises(Told) as told:
+            set_loss(LOGITS, BOXES, LABELS, TARGETS, SIZES, num_boxes=number)
+        assert torch.equal(told.value.args[1]["normaliser"], torch.tensor(2.5))

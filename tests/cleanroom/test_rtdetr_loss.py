@@ -641,6 +641,18 @@ def test_ignored_queries_are_as_if_left_out(form, path, reduction):
 
 
 @BOTH_PATHS
+@EACH_FORM
+@pytest.mark.parametrize("left", [1, 2])
+def test_a_query_that_is_left_alone_counts_as_one(form, path, left):
+    """The image without targets: its class term is that of the queries that are left."""
+    given = random_batch(1, (0,), 3) | FORMS[form] | {"path": path}
+    ignored = torch.arange(3)[None] >= left
+    found = rtdetr_loss(**given, ignore_mask=ignored)
+    fewer = {name: given[name][:, :, :left] for name in ("pred_bboxes", "pred_scores")}
+    torch.testing.assert_close(found.total, rtdetr_loss(**given | fewer).total)
+
+
+@BOTH_PATHS
 def test_ignored_queries_may_be_broken(path):
     given = random_batch(2, (2, 1), 4)
     ignored = torch.zeros(2, 4, dtype=torch.bool)

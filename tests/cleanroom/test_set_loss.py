@@ -184,6 +184,13 @@ def test_the_normaliser_of_several_processes(monkeypatch):
     assert [normaliser(count, torch.device("cpu")).item() for count in (0, 1, 3)] == [1, 1, 1.5]
 
 
+@pytest.mark.parametrize("path", ["sparse", "static"])
+def test_one_target_is_divided_by_one(path):
+    p = predicted()
+    found = set_loss(logits()[:1], p[:1], LABELS[:1], BOXES[:1], [1], path=path)
+    torch.testing.assert_close(found.terms[1], (p[0, found.queries[0]] - BOXES[0]).abs().sum())
+
+
 def test_names_of_the_terms():
     own = ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error")
     assert term_names() == own
