@@ -63,7 +63,7 @@ def test_blocks_of_rows_add_up(monkeypatch):
 
 
 def test_gradients_of_large_coordinates_keep_their_digits():
-    """Edges and areas pull against each other: in float32 a hundredth of the slope would be left to chance."""
+    """Edges and areas pull against each other: in float32 their difference loses digits."""
     rows, columns = boxes(20, 0) * 300, boxes(15, 1) * 300
     weights = torch.rand(20, 15, generator=torch.Generator().manual_seed(2))
 
