@@ -114,11 +114,13 @@ class TestSetLoss:
         assert told.value.args[1] == {"non_finite": "raise"}
 
     @pytest.mark.parametrize("number", [2.5, torch.tensor(2.5)])
-    def test_the_number_of_boxes_is_told_as_a_tensor(self, monkeypatch, number):
+    def test_weights_and_the_number_of_boxes_are_told(self, monkeypatch, number):
         monkeypatch.setattr(set_prediction, "choose_matched_path", lambda *given: "triton")
         pairs = LayerPairs(*torch.zeros(3, 3, dtype=torch.int64))
         monkeypatch.setattr(set_prediction, "match_on_device", lambda *given, **named: pairs)
         Told.instead(monkeypatch, _set_layers, "fused_terms")
         with pytest.raises(Told) as told:
-            set_loss(LOGITS, BOXES, LABELS, TARGETS, SIZES, num_boxes=number)
-        assert torch.equal(told.value.args[1]["normaliser"], torch.tensor(2.5))
+            set_loss(LOGITS, BOXES, LABELS, TARGETS, SIZES, num_boxes=number, bbox_coef=3.0, giou_coef=4.0)
+        named = told.value.args[1]
+        assert torch.equal(named["normaliser"], torch.tensor(2.5))
+        assert (named["counted"], named["bbox"], named["giou"]) == (1, 3.0, 4.0)
