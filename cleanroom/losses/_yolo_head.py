@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from cleanroom.anchors import make_anchors
 from cleanroom.overlap import BoxTerms, box_terms
@@ -34,7 +35,7 @@ def make_geometry(
 ) -> Geometry:
     """Geometry of levels of (rows, columns) cells; coordinates are rounded to `dtype`, as those of upstream are."""
     cells = tuple((rows, columns) for rows, columns in levels)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():  # what a mode makes, such as fakes, ends with it
         return _geometry(cells, tuple(strides), dtype, device)
     return _remembered(cells, tuple(strides), dtype, device)
 

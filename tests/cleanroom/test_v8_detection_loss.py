@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import inf, nan
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -246,6 +246,14 @@ def test_dtypes(dtype, path):
     assert found.loss.dtype == torch.float32
     assert [value.dtype for value in gradient] == [dtype, dtype]
     assert norms(gradient) == pytest.approx((0.316691, 3.22356), rel=1e-4 if dtype == torch.float64 else 2e-3)
+
+
+def test_fake_anchors_are_not_remembered():
+    """They would serve the next training step, which has values."""
+    given = [[5, 3]], [8.0], torch.float32, torch.device("cpu")
+    with FakeTensorMode():
+        assert isinstance(make_geometry(*given).points, FakeTensor)
+    assert type(make_geometry(*given).points) is torch.Tensor
 
 
 @PATHS
