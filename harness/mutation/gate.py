@@ -116,7 +116,9 @@ class Gate:
         return None
 
     def _by_tests(self, rows: list[dict], own: dict[str, str]) -> dict[str, str] | None:
-        """What tests find. One that fails the unmutated library when nothing ran before it is none."""
+        """What tests find. One that fails the unmutated library, or the mutant only where others ran before it, is none:
+        tests may leave something behind.
+        """
         while rows:
             found = self._suite("kill", rows=rows, **own)
             if not found or "test" not in found:
@@ -124,7 +126,8 @@ class Gate:
             test = found["test"]
             if ("test", test) not in self._sound:
                 self._sound["test", test] = self._suite("holds", test=test, subject=str(self._subject))
-            if self._sound["test", test]:
+            alone = [row for row in rows if row["test"] == test]
+            if self._sound["test", test] and (rows == alone or self._suite("kill", rows=alone, **own)):
                 return found
             rows = [row for row in rows if row["test"] != test]
         return None

@@ -356,7 +356,7 @@ def test_what_is_judged_once_more():
     assert settled(rows, again=True) == {"a", "d"}
 
 
-def test_a_test_that_fails_anyway_finds_no_mutant():
+def test_a_test_that_fails_anyway_or_after_others_finds_no_mutant():
     class Stub(Gate):
         def __init__(self):
             self._sound, self._subject = {}, "subject"
@@ -364,9 +364,11 @@ def test_a_test_that_fails_anyway_finds_no_mutant():
         def _suite(self, task, **request):
             if task == "holds":
                 return request["test"] != "fails alone"
-            name = request["rows"][0]["test"]
-            return {"by": "test", "detail": f"{name}: assert", "test": name}
+            names = [row["test"] for row in request["rows"]]
+            if names == ["fails after others"]:
+                return None
+            return {"by": "test", "detail": f"{names[0]}: assert", "test": names[0]}
 
-    rows = [{"test": "fails alone"}, {"test": "fails on the mutant"}]
+    rows = [{"test": name} for name in ("fails after others", "fails alone", "fails on the mutant")]
     assert Stub()._by_tests(rows, {})["test"] == "fails on the mutant"
-    assert Stub()._by_tests(rows[:1], {}) is None
+    assert Stub()._by_tests(rows[1:2], {}) is None
