@@ -116,8 +116,8 @@ class Gate:
         return None
 
     def _by_tests(self, rows: list[dict], own: dict[str, str]) -> dict[str, str] | None:
-        """What tests find. One that fails the unmutated library, or the mutant only where others ran before it, is none:
-        tests may leave something behind.
+        """What tests find. One that fails the unmutated library, or the mutant only after others, which may leave
+        something behind, is none.
         """
         while rows:
             found = self._suite("kill", rows=rows, **own)
