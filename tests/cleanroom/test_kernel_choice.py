@@ -1,5 +1,7 @@
 """What is handed on to kernels, seen without running any: who chooses them, by what, and what they are told."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -8,7 +10,7 @@ from cleanroom.assign import hungarian, linear_sum_assignment
 from cleanroom.assign._matching_op import LayerPairs
 from cleanroom.assign.hungarian import HungarianMatcher, RTDETRHungarianMatcher, hungarian_match
 from cleanroom.kernels import runtime
-from cleanroom.losses import _set_layers, set_prediction
+from cleanroom.losses import _set_layers, rtdetr, set_criterion, set_prediction
 from cleanroom.losses.set_prediction import set_loss
 
 LONGEST = linear_sum_assignment.LONGEST_SIDE
@@ -124,3 +126,33 @@ class TestSetLoss:
         named = told.value.args[1]
         assert torch.equal(named["normaliser"], torch.tensor(2.5))
         assert (named["counted"], named["bbox"], named["giou"]) == (1, 3.0, 4.0)
+
+    def test_weights_of_a_configuration_are_told(self, monkeypatch):
+        costs = {"class_cost": 1, "bbox_cost": 5, "giou_cost": 2, "num_labels": 3, "eos_coefficient": 0.1}
+        weights = {"bbox_loss_coefficient": 3.0, "giou_loss_coefficient": 0.5}
+        config = SimpleNamespace(**costs, **weights, auxiliary_loss=True, decoder_layers=2)
+        monkeypatch.setattr(set_criterion, "choose_matched_path", lambda *given: "triton")
+        pairs = LayerPairs(*torch.zeros(3, 6, dtype=torch.int64))
+        monkeypatch.setattr(set_criterion, "match_on_device", lambda *given, **named: pairs)
+        Told.instead(monkeypatch, _set_layers, "fused_terms")
+        batch = zip(LABELS.split(SIZES), TARGETS.split(SIZES), strict=True)
+        targets = [{"class_labels": labels, "boxes": boxes} for labels, boxes in batch]
+        layers = LOGITS.expand(2, -1, -1, -1), BOXES.expand(2, -1, -1, -1)
+        with pytest.raises(Told) as told:
+            set_criterion.ForObjectDetectionLoss(LOGITS, targets, None, BOXES, config, *layers)
+        named = told.value.args[1]
+        assert (named["counted"], named["bbox"], named["giou"]) == (2, 3.0, 0.5)
+        assert len(told.value.args[0][0]) == 2
+
+
+class TestRTDETR:
+    @pytest.mark.parametrize(
+        ("path", "solver", "sparse"),
+        [("triton", "triton", False), ("static", "scipy", False), ("sparse", "scipy", True)],
+    )
+    def test_the_solver_is_told(self, monkeypatch, path, solver, sparse):
+        monkeypatch.setattr(rtdetr, "choose_matched_path", lambda *given: path)
+        Told.instead(monkeypatch, rtdetr, "match_stack")
+        with pytest.raises(Told) as told:
+            rtdetr.rtdetr_loss(BOXES[None], LOGITS[None], LABELS, TARGETS, gt_groups=SIZES, num_classes=4)
+        assert (told.value.args[1]["solver"], told.value.args[1]["sparse"]) == (solver, sparse)

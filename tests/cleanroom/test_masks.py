@@ -65,6 +65,14 @@ def test_functions_of_the_worked_example():
     assert sigmoid_focal_loss(inputs, targets, 2, alpha=-1, gamma=1).item() == pytest.approx(0.9986320, abs=1e-6)
 
 
+@pytest.mark.parametrize("pixels", [1, 2])
+def test_masks_of_few_pixels(pixels):
+    z = torch.tensor([[1.0, -2], [0.5, 3], [-1, 0]])[:, :pixels]
+    m = (z > 0.7).float()
+    assert sigmoid_focal_loss(z, m, 2).item() == pytest.approx(focal_formula(z, m, 2).item(), rel=1e-6)
+    assert dice_loss(z, m, 2).item() == pytest.approx(dice_formula(z, m, 2).item(), rel=1e-6)
+
+
 def test_without_alpha_where_both_losses_are_made_in_one():
     inputs = wave((3, 5), 0.7, 0.2, 2, 0)
     focal, _ = _in_one(inputs, (wave((3, 5), 0.5, 0.1, 1, 0) > 0).float(), alpha=-1, gamma=1)

@@ -249,6 +249,14 @@ def test_auxiliary_layers_that_are_missing_are_named(scene, missing):
 
 
 @KINDS
+def test_one_target_is_divided_by_one(scene, kind):
+    outputs = {kind.logits_key: scene.logits[0, :1], "pred_boxes": scene.boxes[0, :1]}
+    batch = [{kind.labels_key: scene.labels[:1], "boxes": scene.targets[:1]}]
+    found = criterion_of(kind, ["boxes"], lambda *_: [(torch.tensor([2]), torch.tensor([0]))])(outputs, batch)
+    torch.testing.assert_close(found["loss_bbox"], (scene.boxes[0, 0, 2] - scene.targets[0]).abs().sum())
+
+
+@KINDS
 def test_everything_stays_where_the_logits_are(scene, kind, monkeypatch):
     """On a device that is not the CPU; pairs of another matcher come from the host, as upstream's do."""
     known = torch.is_autocast_enabled
