@@ -9,12 +9,20 @@ import pytest
 import torch
 
 from cases.pin import pinned_cases
+from cleanroom.assign.simota import SimOTAAssigner
+from cleanroom.losses.rtdetr import RTDETRDetectionLoss
+from cleanroom.losses.yolox import YOLOXLoss
 from harness.candidates import _OnPath
 from harness.execute import execute
 from harness.operation import AUTOCAST, DropIn
 from harness.operations import NAMES, operation
 from harness.worker import as_outputs
 from tests.cleanroom.elsewhere import ELSEWHERE, Device, fetched
+from tests.cleanroom.test_rtdetr_loss import batch_of
+from tests.cleanroom.test_rtdetr_loss import example as rtdetr_example
+from tests.cleanroom.test_simota import random_scene
+from tests.cleanroom.test_yolox_loss import arguments
+from tests.cleanroom.test_yolox_loss import inputs as yolox_inputs
 
 ON_THE_HOST = {"hungarian", "set_loss", "rtdetr_loss"}
 """Operations whose pairs are found, and so may lie, on the host: there are no kernels here."""
@@ -82,3 +90,39 @@ def test_the_answer_is_the_cpus_and_no_value_is_waited_for(name):
             )
         asked += 1
     assert asked
+
+
+def simota_of_an_image(put):
+    scene = {name: put(value) for name, value in random_scene(7).items()}
+    number = scene["strides"].shape[1]
+    grid = (scene[name] for name in ("strides", "x_shifts", "y_shifts"))
+    truths, predicted = (scene[name][0, :2] for name in ("gt_boxes", "gt_classes")), scene["pred_boxes"]
+    found = SimOTAAssigner(5)(
+        0, 2, number, *truths, predicted[0], *grid, scene["cls_logits"], predicted, scene["obj_logits"]
+    )
+    return found[:-1]
+
+
+def yolox_of_a_head(put):
+    labels, maps = yolox_inputs()
+    given = arguments(put(labels), [put(level) for level in maps], True)
+    return YOLOXLoss(2)(*given)[:5]
+
+
+def rtdetr_of_a_decoder(put):
+    given = {
+        name: put(value) if isinstance(value, torch.Tensor) else value
+        for name, value in rtdetr_example(3, denoising=True).items()
+    }
+    meta = {"dn_pos_idx": given["dn_pos_idx"].split([4, 2]), "dn_num_group": 2, "dn_num_split": [8, 4]}
+    parts = (given["pred_bboxes"], given["pred_scores"]), batch_of(given), given["dn_bboxes"], given["dn_scores"], meta
+    return list(RTDETRDetectionLoss(3, use_vfl=True)(*parts).values())
+
+
+@pytest.mark.parametrize("call", [simota_of_an_image, yolox_of_a_head, rtdetr_of_a_decoder])
+def test_what_stands_in_for_upstreams_classes(call):
+    expected = call(lambda tensor: tensor.detach().clone())
+    with Device() as device:
+        found = call(device.put)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(fetched(one), other.detach())
