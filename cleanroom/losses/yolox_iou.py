@@ -127,7 +127,7 @@ def pair_terms(pred: Tensor, target: Tensor, loss_type: str, slopes: bool) -> Pa
         of_iou = _iou_slopes(size, shared, iou, denominator, *shares)
         of_gap = _gap_slopes(size, shared, hull, union, enclosing, *shares)
         by_size, by_centre = of_iou[0] + of_gap[0], of_iou[1] + of_gap[1]
-    by_size, by_centre = (by_size * step).nan_to_num_(0, 0, 0), (by_centre * step).nan_to_num_(0, 0, 0)
+    by_size, by_centre = (by_size * step).nan_to_num_(0), (by_centre * step).nan_to_num_(0)
     by_pred, by_target = torch.cat([by_centre, by_size[:, 0]]), torch.cat([-by_centre, by_size[:, 1]])
     return PairTerms(loss, by_pred, by_target, inner, union)
 

@@ -214,6 +214,26 @@ def test_gradcheck_of_the_codecs(xywh, shapes):
 
 
 @FORMS
+def test_gradients_in_float64_have_its_digits(xywh):
+    draw = torch.Generator().manual_seed(0)
+    sides, points = (torch.rand(6, size, generator=draw, dtype=torch.float64) for size in (4, 2))
+
+    def decoded(sides, points):
+        low, high = points - sides[:, :2], points + sides[:, 2:]
+        return torch.cat(((low + high) / 2, high - low) if xywh else (low, high), -1) / 3
+
+    def encoded(points, boxes):
+        return torch.cat((points - boxes[:, :2], boxes[:, 2:] - points), -1) / 3
+
+    for found, plain, inputs in (
+        (lambda *of: dist2bbox(*of, xywh=xywh) / 3, decoded, (sides, points)),
+        (lambda *of: bbox2dist(*of) / 3, encoded, (points, sides)),
+    ):
+        for one, other in zip(*(with_gradients(call, *inputs)[1] for call in (found, plain)), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-14, atol=1e-15)
+
+
+@FORMS
 @pytest.mark.parametrize("dim", [1, -2])
 def test_coordinates_may_lie_along_another_dim(xywh, dim):
     generator = torch.Generator().manual_seed(0)
