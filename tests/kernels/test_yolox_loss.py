@@ -389,6 +389,13 @@ def test_each_term_alone(term):
     assert not differences(run(scene(), incoming=incoming), reference(scene(), incoming=incoming))
 
 
+def test_each_image_by_its_own_factor():
+    factors = torch.tensor([1.0, -2.0, 0.5, 4.0], device=DEVICE)[: len(scene().maps[0])]
+    incoming = [factors * weight for weight in INCOMING]
+    found = run(scene(), each_image=True, incoming=incoming)
+    assert not differences(found, reference(scene(), each_image=True, incoming=[part.cpu() for part in incoming]))
+
+
 def test_backward_again_with_other_factors():
     some = scene()
     maps = prepared(some)
