@@ -642,6 +642,18 @@ def test_ignored_queries_are_as_if_left_out(form, path, reduction):
 
 @BOTH_PATHS
 @EACH_FORM
+def test_gains_count_beside_ignored_queries(form, path):
+    given = random_batch(1, (2, 1), 4) | FORMS[form] | {"path": path, "ignore_mask": torch.eye(4)[:2].bool()}
+    gains = [3.0, 0.5, 4.0]
+    plain, weighed = (
+        rtdetr_loss(**given, loss_gain=dict(zip(("class", "bbox", "giou"), some, strict=True)))
+        for some in ([1.0] * 3, gains)
+    )
+    torch.testing.assert_close(weighed.terms[:3], plain.terms[:3] * torch.tensor(gains))
+
+
+@BOTH_PATHS
+@EACH_FORM
 @pytest.mark.parametrize("left", [1, 2])
 def test_a_query_that_is_left_alone_counts_as_one(form, path, left):
     """The image without targets: its class term is that of the queries that are left."""
