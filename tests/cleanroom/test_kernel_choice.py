@@ -10,8 +10,11 @@ from cleanroom.assign import hungarian, linear_sum_assignment
 from cleanroom.assign._matching_op import LayerPairs
 from cleanroom.assign.hungarian import HungarianMatcher, RTDETRHungarianMatcher, hungarian_match
 from cleanroom.kernels import runtime
-from cleanroom.losses import _set_layers, rtdetr, set_criterion, set_prediction
+from cleanroom.losses import _set_layers, rtdetr, set_criterion, set_prediction, v8_detection
 from cleanroom.losses.set_prediction import set_loss
+from cleanroom.losses.v8_detection import v8_detection_loss
+from tests.cleanroom.test_v8_detection_loss import tracked
+from tests.cleanroom.yolo_examples import example
 
 LONGEST = linear_sum_assignment.LONGEST_SIDE
 LOGITS, BOXES = torch.zeros(2, 5, 4), torch.full((2, 5, 4), 0.5)
@@ -156,3 +159,16 @@ class TestRTDETR:
         with pytest.raises(Told) as told:
             rtdetr.rtdetr_loss(BOXES[None], LOGITS[None], LABELS, TARGETS, gt_groups=SIZES, num_classes=4)
         assert (told.value.args[1]["solver"], told.value.args[1]["sparse"]) == (solver, sparse)
+
+
+class TestV8:
+    def test_the_assignment_records_nothing(self, monkeypatch):
+        """Not even the decoding of boxes that the loss differentiates by itself."""
+        recorded = []
+        monkeypatch.setattr(v8_detection, "choose_path", lambda *given, **named: "triton")
+        monkeypatch.setattr(v8_detection, "decode", lambda *given: recorded.append(torch.is_grad_enabled()))
+        Told.instead(monkeypatch, v8_detection, "assigned_by_kernel")
+        given, settings = example(16)
+        with pytest.raises(Told):
+            v8_detection_loss(**tracked(given), **settings)
+        assert recorded == [False]
