@@ -130,21 +130,33 @@ class TestSetLoss:
         assert torch.equal(named["normaliser"], torch.tensor(2.5))
         assert (named["counted"], named["bbox"], named["giou"]) == (1, 3.0, 4.0)
 
-    def test_weights_of_a_configuration_are_told(self, monkeypatch):
+    @pytest.mark.parametrize(("layers", "counted"), [(None, 2), (2, 2), (1, 1), (0, 1)])
+    def test_the_last_layer_always_counts(self, monkeypatch, layers, counted):
+        monkeypatch.setattr(set_prediction, "choose_matched_path", lambda *given: "triton")
+        pairs = LayerPairs(*torch.zeros(3, 6, dtype=torch.int64))
+        monkeypatch.setattr(set_prediction, "match_on_device", lambda *given, **named: pairs)
+        Told.instead(monkeypatch, _set_layers, "fused_terms")
+        auxiliary = {"aux_logits": [LOGITS], "aux_boxes": [BOXES], "decoder_layers": layers}
+        with pytest.raises(Told) as told:
+            set_loss(LOGITS, BOXES, LABELS, TARGETS, SIZES, **auxiliary)
+        assert told.value.args[1]["counted"] == counted
+
+    @pytest.mark.parametrize(("layers", "counted"), [(2, 2), (1, 1), (0, 1)])
+    def test_weights_of_a_configuration_are_told(self, monkeypatch, layers, counted):
         costs = {"class_cost": 1, "bbox_cost": 5, "giou_cost": 2, "num_labels": 3, "eos_coefficient": 0.1}
         weights = {"bbox_loss_coefficient": 3.0, "giou_loss_coefficient": 0.5}
-        config = SimpleNamespace(**costs, **weights, auxiliary_loss=True, decoder_layers=2)
+        config = SimpleNamespace(**costs, **weights, auxiliary_loss=True, decoder_layers=layers)
         monkeypatch.setattr(set_criterion, "choose_matched_path", lambda *given: "triton")
         pairs = LayerPairs(*torch.zeros(3, 6, dtype=torch.int64))
         monkeypatch.setattr(set_criterion, "match_on_device", lambda *given, **named: pairs)
         Told.instead(monkeypatch, _set_layers, "fused_terms")
         batch = zip(LABELS.split(SIZES), TARGETS.split(SIZES), strict=True)
         targets = [{"class_labels": labels, "boxes": boxes} for labels, boxes in batch]
-        layers = LOGITS.expand(2, -1, -1, -1), BOXES.expand(2, -1, -1, -1)
+        stacked = LOGITS.expand(2, -1, -1, -1), BOXES.expand(2, -1, -1, -1)
         with pytest.raises(Told) as told:
-            set_criterion.ForObjectDetectionLoss(LOGITS, targets, None, BOXES, config, *layers)
+            set_criterion.ForObjectDetectionLoss(LOGITS, targets, None, BOXES, config, *stacked)
         named = told.value.args[1]
-        assert (named["counted"], named["bbox"], named["giou"]) == (2, 3.0, 0.5)
+        assert (named["counted"], named["bbox"], named["giou"]) == (counted, 3.0, 0.5)
         assert len(told.value.args[0][0]) == 2
 
 
