@@ -174,13 +174,16 @@ class TestRTDETR:
 
 
 class TestV8:
-    def test_the_assignment_records_nothing(self, monkeypatch):
-        """Not even the decoding of boxes that the loss differentiates by itself."""
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+    def test_the_assignment_records_nothing_and_sees_pixels_in_float32(self, monkeypatch, dtype):
+        """Not even the decoding of boxes that the loss differentiates by itself is recorded."""
         recorded = []
         monkeypatch.setattr(v8_detection, "choose_path", lambda *given, **named: "triton")
         monkeypatch.setattr(v8_detection, "decode", lambda *given: recorded.append(torch.is_grad_enabled()))
         Told.instead(monkeypatch, v8_detection, "assigned_by_kernel")
         given, settings = example(16)
-        with pytest.raises(Told):
+        given |= {name: given[name].to(dtype) for name in ("boxes", "scores")}
+        with pytest.raises(Told) as told:
             v8_detection_loss(**tracked(given), **settings)
         assert recorded == [False]
+        assert told.value.args[0][2].dtype == torch.float32
