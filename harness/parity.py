@@ -200,8 +200,11 @@ class Shard:
             raise WriteError(str(error)) from error
         return f"failures/{name}"
 
-    def _shrink(self, key: tuple[str, str, str]) -> None:
-        """Let Hypothesis shrink the first case that fails as `key` says, and save the smallest seen."""
+    def _shrink(self, key: tuple[str, str, str]) -> tuple[Case, dict[str, Any]] | None:
+        """Let Hypothesis shrink the first case that fails as `key` says, and save the smallest seen.
+
+        Returns the case and how it fell then, with `replay`: at the edge of a budget it may fall otherwise next time.
+        """
         from harness.drawing import Fails
 
         candidate, verdict, _ = key
@@ -212,25 +215,31 @@ class Shard:
         )
         if first.get("shrunk") or verdict in {"timeout", "crash"}:
             # Every step would cost a restart or the whole limit; the case as drawn is saved already.
-            return
-        known = {digest: self._fails(row, key) for (digest, name), row in self.done.items() if name == candidate}
-        smallest: list[Case] = []
+            return None
+        # Past the limit every new case passes: decisions already taken stand, so nothing is flaky.
+        known: dict[str, dict[str, Any] | None] = {
+            digest: row for (digest, name), row in self.done.items() if name == candidate
+        }
+        smallest: list[tuple[Case, dict[str, Any]]] = []
         end = time.monotonic() + self.plan.shrink_seconds
 
         def one(case: Case) -> None:
             if case.digest not in known:
-                # Past the limit every new case passes: decisions already taken stand, so nothing is flaky.
                 expired = time.monotonic() > end
-                known[case.digest] = not expired and self._fails(self._judge(case, (candidate,))[0], key)
-            if known[case.digest]:
-                smallest[:] = [case]
+                known[case.digest] = None if expired else self._judge(case, (candidate,))[0]
+            row = known[case.digest]
+            if row is not None and self._fails(row, key):
+                smallest[:] = [(case, row)]
                 raise Fails
 
         self.explore(one, shrink=True)
-        if smallest:
-            case = replace(smallest[0], origin=f"shrunk:from {first['case']}")
-            replay = self._save(case, candidate)
-            self.folder.append("verdicts", [{**first, "replay": replay, "shrunk": case.digest}])
+        if not smallest:
+            return None
+        case, row = smallest[0]
+        case = replace(case, origin=f"shrunk:from {first['case']}")
+        replay = self._save(case, candidate)
+        self.folder.append("verdicts", [{**first, "replay": replay, "shrunk": case.digest}])
+        return case, {**row, "replay": replay}
 
     @staticmethod
     def _fails(row: dict[str, Any], key: tuple[str, str, str]) -> bool:

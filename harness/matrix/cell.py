@@ -46,18 +46,12 @@ class Sized(Shard):
         size = sum(tensor.nbytes for tensor in case.tensors.values())
         return {**super()._row(case, row, seconds, index), "bytes": size, "shapes": shapes(case)}
 
-    def _shrink(self, key: tuple[str, str, str]) -> None:
-        """Shrink, and judge the smallest case once more, for its words."""
-        from cases.case import Case
-
-        if not self.worth_shrinking(key):
-            return
-        super()._shrink(key)
-        replay = self.folder.rows[-1]["replay"] if self.folder.rows[-1].get("shrunk") else ""
-        if replay:
-            case = Case.load(self.folder.failures.parent / replay)
-            row = self._row(case, self._judge(case, (key[0],))[0], 0.0, 0)
-            self.smallest[key] = {**row, "replay": replay}
+    def _shrink(self, key: tuple[str, str, str]) -> tuple[Case, dict[str, Any]] | None:
+        found = super()._shrink(key) if self.worth_shrinking(key) else None
+        if found and found[1]["replay"]:
+            case, row = found
+            self.smallest[key] = {**self._row(case, row, 0.0, 0), "case": case.digest, "origin": case.origin}
+        return found
 
 
 @dataclass
